@@ -1,0 +1,1 @@
+"""The client: routing, planning, retries, batches; the faces that users import."""

@@ -1,0 +1,1 @@
+"""The mount: file-system operations onto client calls, nothing else."""

@@ -1,0 +1,1 @@
+"""GPU kernels fed by the KV-cache tier."""

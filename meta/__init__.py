@@ -1,0 +1,1 @@
+"""The metadata service: the name space and the cluster manager."""

@@ -1,0 +1,139 @@
+"""The one interface of the wire: requests with a small body and large parts of registered memory.
+
+A request names a method, carries a body (a protobuf message or packed arrays) and *parts*:
+ranges of the caller's regions. ``sources`` are read by the server (a write's payload),
+``destinations`` are filled by it (a read's result). How the bytes get there is the transport's
+affair: ``shm`` lets the server map the region, ``tcp`` carries them behind the frame. Nothing
+above the wire knows which.
+
+A late transfer must not land in reused memory: once a request was sent with parts and neither an
+answer nor the end of the connection has arrived, its parts are *quarantined*
+(:meth:`Region.quarantine`). A server closes a connection only after every operation that uses
+the connection's regions has ended, and a kernel closes a dead process's sockets after its
+threads are gone: so an end of file releases the quarantine, a time-out does not.
+"""
+
+import abc
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from hillfire.errors import Code
+from hillfire.region import Region
+
+WIRE_VERSION = 1
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_PARTS = 4096
+MAX_DATA_BYTES = 64 * 1024 * 1024
+"""Of all parts of one request together."""
+MAX_REGION_BYTES = 4 * 1024**3
+"""Of all regions that one connection may register at a server."""
+
+# Methods below this number are the data plane's (wire/chunks.py); the dispatcher's are hashes.
+FIRST_SERVICE_METHOD = 256
+
+
+class Part(NamedTuple):
+    """A range of a region of the caller's."""
+
+    region: Region
+    offset: int
+    length: int
+
+
+class Request(NamedTuple):
+    """What a client sends."""
+
+    method: int
+    body: bytes
+    sources: Sequence[Part] = ()
+    destinations: Sequence[Part] = ()
+
+
+class Reply(NamedTuple):
+    """What comes back. An error from the server is raised instead, as ``hillfire.errors.Error``."""
+
+    body: bytes
+
+
+class Incoming(NamedTuple):
+    """A request as the server's handler sees it.
+
+    ``sources`` and ``destinations`` are views of bounds-checked memory, valid until the handler
+    has answered. With ``shm`` they are the client's own memory, which the client may change at
+    any time: copy before you trust.
+    """
+
+    method: int
+    body: memoryview
+    sources: Sequence[memoryview]
+    destinations: Sequence[memoryview]
+    timeout_s: float
+    """how long the caller will wait, counted from arrival"""
+    peer: str
+    """for logs: ``shm:pid=… uid=…`` or ``tcp:host:port``"""
+
+
+class Answer(NamedTuple):
+    """What a handler returns: a body, and how many bytes of each destination it filled."""
+
+    code: Code = Code.OK
+    body: bytes = b""
+    filled: Sequence[int] = ()
+
+
+Handler = Callable[[Incoming], "Answer | Awaitable[Answer]"]
+"""Answers at once where it can, which saves the cost of a task, or returns an awaitable.
+
+A raised ``Error`` becomes an error answer; any other exception is logged and answered INTERNAL.
+"""
+
+
+class BlockingConnection(abc.ABC):
+    """A client's connection for one thread at a time, over a blocking socket.
+
+    ``start`` then ``finish`` lets a caller send to several servers before it waits. Several
+    requests may be outstanding; they may be finished in any order.
+    """
+
+    kind: str
+    """``shm`` or ``tcp``"""
+
+    @abc.abstractmethod
+    def start(self, request: Request, timeout_s: float) -> int:
+        """Send a request and return the number to finish it by.
+
+        Raises:
+            Error: CONNECTION when the peer is gone, INVALID for parts out of bounds, BUSY for
+                parts in quarantine, TOO_LARGE beyond the limits of this module.
+        """
+
+    @abc.abstractmethod
+    def finish(self, ticket: int, timeout_s: float) -> Reply:
+        """Wait for the answer to a started request.
+
+        Raises:
+            Error: the server's; TIMED_OUT (the parts are then in quarantine) or CONNECTION.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close. Parts still outstanding stay in quarantine until the server's side has ended."""
+
+
+class AsyncConnection(abc.ABC):
+    """The same for an event loop: any number of tasks may have requests outstanding."""
+
+    kind: str
+
+    @abc.abstractmethod
+    async def request(self, request: Request, timeout_s: float) -> Reply:
+        """Send a request and wait for its answer.
+
+        Raises:
+            Error: as ``BlockingConnection``. Cancellation quarantines the parts too.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close; outstanding requests fail with CONNECTION."""

@@ -1,0 +1,99 @@
+"""Region: memory registered once and addressed afterwards by (region, offset, length).
+
+Wires fill regions and read from them; GPUs will register them. Memory that hillfire allocated is
+a sealed memfd, which a storage node on the same host maps and fills itself; a foreign buffer
+stays where it is and costs one memcpy over shm and tcp.
+"""
+
+import fcntl
+import itertools
+import mmap
+import os
+
+from hillfire.errors import Code, Error
+from hillfire.types import ByteRange
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""What a server insists on: a mapping that shrinks is SIGBUS for whoever reads it."""
+
+_ids = itertools.count(1)
+
+
+class Region:
+    """A stretch of memory with a number that is unique in its process."""
+
+    id: int
+    view: memoryview
+    fd: int
+    """of the memfd; -1 for a foreign buffer, which no server can map"""
+
+    def __init__(self, view: memoryview, fd: int) -> None:
+        """Use ``allocate`` or ``wrap``."""
+        self.id = next(_ids)
+        self.view = view
+        self.fd = fd
+        self._quarantine: set[ByteRange] = set()
+
+    def __repr__(self) -> str:
+        """Tell size, kind and how much is in quarantine."""
+        kind = "foreign" if self.fd < 0 else "memfd"
+        return f"<Region {self.id} {kind} {len(self.view)} B, {len(self._quarantine)} quarantined>"
+
+    @classmethod
+    def allocate(cls, n_bytes: int) -> "Region":
+        """Return ``n_bytes`` of zeroed memory, faulted in and sealed, that a server can map.
+
+        Raises:
+            Error: INVALID if ``n_bytes`` is not positive, NO_SPACE if the memory is not there.
+        """
+        if n_bytes <= 0:
+            raise Error(Code.INVALID, f"a region of {n_bytes} bytes")
+        fd = os.memfd_create("hillfire-region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(fd, 0, n_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            mapping = mmap.mmap(fd, n_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        except OSError as exc:
+            os.close(fd)
+            raise Error(Code.NO_SPACE, f"no memory for a region of {n_bytes} bytes: {exc}") from exc
+        return cls(memoryview(mapping), fd)
+
+    @classmethod
+    def wrap(cls, buffer: object) -> "Region":
+        """Return a region over a caller's own contiguous buffer.
+
+        Raises:
+            Error: INVALID if it is not a contiguous buffer.
+        """
+        try:
+            return cls(memoryview(buffer).cast("B"), -1)  # type: ignore[arg-type]
+        except TypeError as exc:
+            raise Error(Code.INVALID, f"not a contiguous buffer: {exc}") from exc
+
+    def quarantine(self, span: ByteRange) -> None:
+        """Forbid the use of a range in which an operation may still land."""
+        self._quarantine.add(span)
+
+    def release(self, span: ByteRange) -> None:
+        """End a range's quarantine: its server answered, or is known to have ended."""
+        self._quarantine.discard(span)
+
+    def check(self, offset: int, length: int) -> None:
+        """Verify that a range may be used.
+
+        Raises:
+            Error: INVALID out of bounds, BUSY if part of it is in quarantine.
+        """
+        if offset < 0 or length < 0 or offset + length > len(self.view):
+            text = f"[{offset}, {offset + length}) is outside a region of {len(self.view)} bytes"
+            raise Error(Code.INVALID, text)
+        for span in self._quarantine:
+            if span.offset < offset + length and offset < span.end:
+                raise Error(Code.BUSY, f"an earlier operation may still land in {span}")
+
+    def close(self) -> None:
+        """Give the memory back once no view of it is left."""
+        self.view.release()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,1 @@
+"""The storage service: CRAQ over a chunk store."""

@@ -1,0 +1,192 @@
+"""The chunk store's interface: where a target keeps its chunks, and what it promises.
+
+The CRAQ core decides versions; a store keeps bytes. An update becomes *pending* (``prepare``),
+which changes nothing that a reader sees, and then *committed* (``commit``), which replaces the
+chunk by the pending image in one step. A chunk has at most one pending update. Every
+implementation passes tests/conformance/test_store.py.
+
+Durability: what ``prepare`` and ``commit`` returned survives the death of the process (it is in
+the page cache, or beyond); ``sync`` makes it survive the host's. A crash at any system call
+leaves a store that opens, with each chunk at its old or its new image and never between.
+
+All calls block and may be made from several threads. Calls that change one chunk are made by one
+caller at a time (the shell holds the chunk's lock); ``read`` may run beside anything and answers
+from the image that was committed when it began, or a later one, never a mixture: a block that a
+reader may be in is not reused, and every byte is verified against its CRC32C before it is
+returned.
+"""
+
+import abc
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from hillfire.types import ChunkId, InodeId, Version
+
+
+class Tag(NamedTuple):
+    """Who asked for an update, so that a retry is recognised."""
+
+    client: int
+    channel: int
+    sequence: int
+
+
+class ChunkMeta(NamedTuple):
+    """A chunk's record, as far as anyone but the store needs it."""
+
+    version: Version
+    """committed; 0 if it was never written"""
+    length: int
+    checksum: int
+    """CRC32C of the whole committed image"""
+    tag: Tag
+    """of the update that made the committed version"""
+    chain_version: int
+    """under which it was committed"""
+    epoch: int
+    """highest inode epoch that any update carried"""
+    removed: bool
+    """a tombstone: no bytes, but the version lives on"""
+
+
+class Pending(NamedTuple):
+    """A pending update's record."""
+
+    version: Version
+    length: int
+    """of the chunk afterwards"""
+    checksum: int
+    """of the chunk afterwards"""
+    tag: Tag
+    epoch: int
+    kind: int
+    """chunks.Kind"""
+    offset: int
+    payload_length: int
+    payload_checksum: int
+
+
+class Update(NamedTuple):
+    """What ``prepare`` shall make pending."""
+
+    chunk: ChunkId
+    version: Version
+    kind: int
+    """chunks.Kind"""
+    offset: int
+    length: int
+    """WRITE, REPLACE: of the payload; TRUNCATE: the new length of the chunk"""
+    payload: memoryview
+    """stable memory: it does not change until ``prepare`` has returned"""
+    checksum: int
+    """CRC32C of the payload, which the caller has verified"""
+    tag: Tag
+    epoch: int
+    chain_version: int
+    chunk_bytes: int
+
+
+class Image(NamedTuple):
+    """What a prepared update will make of its chunk."""
+
+    length: int
+    checksum: int
+
+
+class Space(NamedTuple):
+    """Of the disk below the store."""
+
+    used_bytes: int
+    capacity_bytes: int
+
+
+class ChunkStore(abc.ABC):
+    """One target's chunks."""
+
+    @abc.abstractmethod
+    def get(self, chunk: ChunkId) -> ChunkMeta | None:
+        """Return a chunk's committed record, None if it was never written. Memory speed."""
+
+    @abc.abstractmethod
+    def pending(self) -> Iterator[tuple[ChunkId, Pending]]:
+        """List every pending update; asked once, when a target opens."""
+
+    @abc.abstractmethod
+    def tags(self) -> Iterator[tuple[Tag, ChunkId, Version]]:
+        """List the latest committed tag of every (client, channel); asked once at opening."""
+
+    @abc.abstractmethod
+    def prepare(self, updates: Sequence[Update]) -> list[Image | Exception]:
+        """Make updates pending, replacing a pending update of the same chunk if there is one.
+
+        One entry an update: the image it will make (gaps are zeros), or the error that befell it
+        alone: ``Error`` NO_SPACE, TOO_LARGE (beyond ``chunk_bytes``), CORRUPT (bytes it builds
+        upon fail their checksum), IO.
+        """
+
+    @abc.abstractmethod
+    def commit(self, chunks: Sequence[tuple[ChunkId, Version, int]]) -> None:
+        """Commit pending updates, given as (chunk, pending version, chain version), in one step.
+
+        Records each update's tag as its channel's latest in the same step.
+
+        Raises:
+            Error: IO; the target must then stop serving.
+        """
+
+    @abc.abstractmethod
+    def discard(self, chunk: ChunkId) -> None:
+        """Forget a chunk's pending update, if there is one."""
+
+    @abc.abstractmethod
+    def read(self, chunk: ChunkId, offset: int, into: memoryview) -> tuple[int, int, Version]:
+        """Fill ``into`` with committed bytes from ``offset``; verify them.
+
+        Returns how many bytes there were (0 for an absent chunk or past its end), their CRC32C,
+        and the version they belong to.
+
+        Raises:
+            Error: CORRUPT when the stored bytes fail their checksum twice, IO.
+        """
+
+    @abc.abstractmethod
+    def read_cached(
+        self, chunk: ChunkId, offset: int, into: memoryview
+    ) -> tuple[int, int, Version] | None:
+        """``read`` if it needs no disk access, else None: for calls from an event loop."""
+
+    @abc.abstractmethod
+    def read_pending(self, chunk: ChunkId, into: memoryview) -> int:
+        """Fill ``into`` with the payload of a chunk's pending update, to be forwarded again.
+
+        Returns the payload's length.
+
+        Raises:
+            Error: CORRUPT, IO, INVALID if nothing is pending.
+        """
+
+    @abc.abstractmethod
+    def scan(
+        self, after: ChunkId | None = None, limit: int = 4096
+    ) -> list[tuple[ChunkId, ChunkMeta]]:
+        """List committed records in the order of their ids, tombstones included."""
+
+    @abc.abstractmethod
+    def scan_inode(self, inode: InodeId) -> list[tuple[ChunkId, ChunkMeta]]:
+        """List one file's chunks in order, tombstones not included."""
+
+    @abc.abstractmethod
+    def forget_clients(self, clients: Iterable[int]) -> None:
+        """Drop the tags of clients whose sessions ended."""
+
+    @abc.abstractmethod
+    def sync(self) -> None:
+        """Make everything that was committed or prepared survive the loss of the host's power."""
+
+    @abc.abstractmethod
+    def space(self) -> Space:
+        """Tell how full the disk is."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close; what was acknowledged is there when it is opened again."""
