@@ -81,7 +81,7 @@ class WriteItem(NamedTuple):
 
 
 class WriteResult(NamedTuple):
-    """The outcome of one update: the chunk's version, length and CRC32C afterwards."""
+    """The outcome of one update: the chunk's version, length and checksum afterwards."""
 
     code: int
     version: int
@@ -109,7 +109,7 @@ class ForwardItem(NamedTuple):
     post_length: int
     """of the chunk afterwards"""
     post_checksum: int
-    """CRC32C of the whole chunk afterwards"""
+    """of the whole chunk afterwards: CRC32C over the CRC32Cs of its 64 KiB grains"""
 
 
 class Codec(Generic[T]):

@@ -38,7 +38,7 @@ class ChunkMeta(NamedTuple):
     """committed; 0 if it was never written"""
     length: int
     checksum: int
-    """CRC32C of the whole committed image"""
+    """of the committed image: CRC32C over the CRC32Cs of its 64 KiB grains, little-endian"""
     tag: Tag
     """of the update that made the committed version"""
     chain_version: int
@@ -79,7 +79,7 @@ class Update(NamedTuple):
     payload: memoryview
     """stable memory: it does not change until ``prepare`` has returned"""
     checksum: int
-    """CRC32C of the payload, which the caller has verified"""
+    """CRC32C of the payload as its sender claims it; ``prepare`` verifies it"""
     tag: Tag
     epoch: int
     chain_version: int
@@ -120,8 +120,8 @@ class ChunkStore(abc.ABC):
         """Make updates pending, replacing a pending update of the same chunk if there is one.
 
         One entry an update: the image it will make (gaps are zeros), or the error that befell it
-        alone: ``Error`` NO_SPACE, TOO_LARGE (beyond ``chunk_bytes``), CORRUPT (bytes it builds
-        upon fail their checksum), IO.
+        alone: ``Error`` CHECKSUM (the payload is not what its sender claims), TOO_LARGE (beyond
+        ``chunk_bytes``), CORRUPT (bytes it builds upon fail their checksum), NO_SPACE, IO.
         """
 
     @abc.abstractmethod
