@@ -1,0 +1,1 @@
+"""Transactional ordered key-value engines; ``base`` is the interface."""
