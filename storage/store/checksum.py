@@ -1,0 +1,147 @@
+"""CRC32C of chunks: one checksum a grain of 64 KiB, and how checksums of parts make a whole's.
+
+CRC32C is linear: the CRC of ``a + b`` is that of ``a``, shifted over the length of ``b``, xor that
+of ``b``. So an append extends a grain's checksum without reading it, and the checksum of a payload
+follows from those of its grains with no second pass over the bytes. A chunk's own checksum is a
+digest of its grains' (CRC32C over them, packed little-endian), which costs next to nothing to
+bring up to date. Pure; stands apart because wire, store and checks use the same arithmetic.
+"""
+
+import sys
+from array import array
+from collections.abc import Iterable
+from functools import cache
+
+from crc32c import crc32c as _crc32c
+
+GRAIN_BYTES = 64 * 1024
+GRAIN_SHIFT = 16
+
+assert sys.byteorder == "little" and array("I").itemsize == 4, "grains are packed as they lie"
+
+Buffer = bytes | bytearray | memoryview
+Tables = tuple[tuple[int, ...], ...]
+
+_ZEROS = bytes(GRAIN_BYTES)
+
+
+def crc32c(data: Buffer, value: int = 0) -> int:
+    """Return the CRC32C of what ``value`` is the CRC32C of, followed by ``data``."""
+    return _crc32c(data, value)
+
+
+def _tables(columns: list[int]) -> Tables:
+    """Turn a 32 × 32 bit matrix, given by its columns, into four tables of 256."""
+    tables = []
+    for byte in range(4):
+        table = [0]
+        for bit in range(8):
+            column = columns[8 * byte + bit]
+            table += [entry ^ column for entry in table]
+        tables.append(tuple(table))
+    return tuple(tables)
+
+
+def _apply(tables: Tables, crc: int) -> int:
+    t0, t1, t2, t3 = tables
+    return t0[crc & 255] ^ t1[crc >> 8 & 255] ^ t2[crc >> 16 & 255] ^ t3[crc >> 24]
+
+
+@cache
+def _shift_tables(log2_bytes: int) -> Tables:
+    """Return the tables that shift a CRC over 2**log2_bytes bytes."""
+    if log2_bytes == 0:
+        zero = _crc32c(b"\0", 0)
+        return _tables([_crc32c(b"\0", 1 << bit) ^ zero for bit in range(32)])
+    half = _shift_tables(log2_bytes - 1)
+    return _tables([_apply(half, _apply(half, 1 << bit)) for bit in range(32)])
+
+
+def shift(crc: int, n_bytes: int) -> int:
+    """Return what ``crc`` contributes to a CRC32C once ``n_bytes`` more bytes have followed."""
+    log2 = 0
+    while n_bytes:
+        if n_bytes & 1:
+            crc = _apply(_shift_tables(log2), crc)
+        n_bytes >>= 1
+        log2 += 1
+    return crc
+
+
+def combine(first: int, second: int, second_bytes: int) -> int:
+    """Return the CRC32C of two byte strings in a row, given theirs and the second's length."""
+    return shift(first, second_bytes) ^ second
+
+
+_T0, _T1, _T2, _T3 = _shift_tables(GRAIN_SHIFT)
+
+
+def combine_grains(crcs: Iterable[int], value: int = 0) -> int:
+    """Return the CRC32C of whole grains in a row, after what ``value`` is the CRC32C of."""
+    t0, t1, t2, t3 = _T0, _T1, _T2, _T3
+    for crc in crcs:
+        value = (
+            t0[value & 255] ^ t1[value >> 8 & 255] ^ t2[value >> 16 & 255] ^ t3[value >> 24] ^ crc
+        )
+    return value
+
+
+def extend_with_zeros(crc: int, n_bytes: int) -> int:
+    """Return the CRC32C after ``n_bytes`` zeros more; at most a grain of them."""
+    return _crc32c(memoryview(_ZEROS)[:n_bytes], crc)
+
+
+ZERO_GRAIN = _crc32c(_ZEROS)
+
+
+def grains_of(data: Buffer) -> "array[int]":
+    """Return the checksums of a chunk's grains; the last may be short."""
+    view = memoryview(data)
+    return array(
+        "I", [_crc32c(view[at : at + GRAIN_BYTES]) for at in range(0, len(view), GRAIN_BYTES)]
+    )
+
+
+def extend_grains(
+    grains: "array[int]", length: int, data: memoryview, value: int = 0
+) -> tuple["array[int]", int]:
+    """Append ``data`` to a chunk of ``length`` bytes with these grains.
+
+    Returns the grains afterwards, and the CRC32C of what ``value`` is the CRC32C of followed by
+    ``data``; full grains are passed over once.
+    """
+    after = grains[:]
+    head = min(-length % GRAIN_BYTES, len(data))
+    if head:
+        piece = data[:head]
+        after[-1] = _crc32c(piece, after[-1])
+        value = _crc32c(piece, value)
+    whole_end = len(data) - (len(data) - head) % GRAIN_BYTES
+    whole = [
+        _crc32c(data[at : at + GRAIN_BYTES]) for at in range(head, whole_end, GRAIN_BYTES)
+    ]
+    after.extend(whole)
+    value = combine_grains(whole, value)
+    if whole_end < len(data):
+        piece = data[whole_end:]
+        after.append(_crc32c(piece))
+        value = _crc32c(piece, value)
+    return after, value
+
+
+def extend_grains_with_zeros(grains: "array[int]", length: int, n_bytes: int) -> "array[int]":
+    """Append zeros to a chunk of ``length`` bytes with these grains."""
+    after = grains[:]
+    head = min(-length % GRAIN_BYTES, n_bytes)
+    if head:
+        after[-1] = extend_with_zeros(after[-1], head)
+    whole, tail = divmod(n_bytes - head, GRAIN_BYTES)
+    after.extend([ZERO_GRAIN] * whole)
+    if tail:
+        after.append(extend_with_zeros(0, tail))
+    return after
+
+
+def digest(grains: "array[int]") -> int:
+    """Return a chunk's checksum: CRC32C over its grains' CRC32Cs, packed little-endian."""
+    return _crc32c(grains.tobytes())
