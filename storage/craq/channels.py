@@ -1,0 +1,57 @@
+"""The exactly-once table: of each client's channel the last update and what came of it (rule 5).
+
+A table of its own because it is restored from the store's tags and outlives every operation.
+"""
+
+from collections.abc import Callable, Iterable
+
+from hillfire.storage.craq.events import Outcome
+from hillfire.storage.craq.operation import Operation
+from hillfire.storage.store.base import ChunkMeta, Tag
+from hillfire.types import ChunkId, Version
+
+INTERNAL = 0
+"""Client number of updates that a storage node makes itself; they are idempotent by epoch."""
+
+
+class Channels:
+    """Committed results by (client, channel), and operations in flight by tag."""
+
+    def __init__(
+        self,
+        tags: Iterable[tuple[Tag, ChunkId, Version]],
+        lookup: Callable[[ChunkId], ChunkMeta | None],
+    ) -> None:
+        """Restore the table from the store."""
+        self._done: dict[tuple[int, int], tuple[int, Outcome]] = {}
+        self.flying: dict[Tag, Operation] = {}
+        for tag, chunk, version in tags:
+            meta = lookup(chunk)
+            same = meta is not None and meta.version == version
+            outcome = Outcome(0, version, meta.length, meta.checksum) if same and meta else None
+            self._done[tag.client, tag.channel] = tag.sequence, outcome or Outcome(0, version)
+
+    def last(self, tag: Tag) -> tuple[int, Outcome] | None:
+        """Return the sequence and the result of the channel's last committed update."""
+        return self._done.get((tag.client, tag.channel))
+
+    def committed(self, operation: Operation) -> None:
+        """Remember an operation's result."""
+        tag, image = operation.tag, operation.image
+        if tag.client == INTERNAL or image is None:
+            return
+        result = Outcome(0, operation.version, image.length, image.checksum)
+        self._done[tag.client, tag.channel] = tag.sequence, result
+
+    def join(self, tag: Tag, waiter: tuple[int, int]) -> bool:
+        """Let a retry wait for the same update if it is in flight."""
+        operation = self.flying.get(tag)
+        if operation is None or tag.client == INTERNAL:
+            return False
+        operation.waiters.append(waiter)
+        return True
+
+    def forget(self, clients: Iterable[int]) -> None:
+        """Drop what belongs to clients whose sessions ended."""
+        gone = set(clients)
+        self._done = {key: value for key, value in self._done.items() if key[0] not in gone}

@@ -1,0 +1,116 @@
+"""Operation: one update on its way through a replica, from arrival to the release of its lock.
+
+The core creates and changes operations; shells read their fields and hand them back in events.
+It is mutable and slotted because every write makes one (style: 0.2 µs, a frozen one 0.56).
+"""
+
+from enum import IntEnum
+
+from hillfire.storage.store.base import Image, Tag
+from hillfire.types import ChunkId
+
+
+class Kind(IntEnum):
+    """What an update does; numbers of ``chunks.Kind``, which the core may not import."""
+
+    SYNC = 0
+    """Internal: make the syncing successor's copy equal, nothing changes here."""
+    WRITE = 1
+    TRUNCATE = 2
+    REMOVE = 3
+    REPLACE = 4
+
+
+class Stage(IntEnum):
+    """How far an operation is on this target."""
+
+    QUEUED = 0
+    PREPARING = 1
+    PENDING = 2
+    COMMITTING = 3
+    COMMITTED = 4
+
+
+class Link(IntEnum):
+    """How far an operation is with the successor."""
+
+    NONE = 0
+    """nothing to send, or the successor has it"""
+    SENT = 1
+    STALLED = 2
+    """to be sent again when the retry is due or the chain changes"""
+    WANTED = 3
+    """the whole chunk must be sent, once it is committed here"""
+    TRANSFER = 4
+    """the whole chunk was sent"""
+
+
+class Operation:
+    """One update of one chunk."""
+
+    __slots__ = (
+        "attempt",
+        "chain_version",
+        "checksum",
+        "chunk",
+        "chunk_bytes",
+        "epoch",
+        "expected",
+        "forwarded",
+        "image",
+        "kind",
+        "length",
+        "link",
+        "offset",
+        "payload",
+        "stage",
+        "tag",
+        "version",
+        "waiters",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        chunk: ChunkId,
+        kind: int,
+        offset: int,
+        length: int,
+        checksum: int,
+        epoch: int,
+        chunk_bytes: int,
+        tag: Tag,
+        chain_version: int,
+        payload: object,
+    ) -> None:
+        """Take the fields of the request; the core fills in the rest."""
+        self.chunk = chunk
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.checksum = checksum
+        self.epoch = epoch
+        self.chunk_bytes = chunk_bytes
+        self.tag = tag
+        self.chain_version = chain_version
+        """as the request named it"""
+        self.payload = payload
+        """the shell's; None when it must be read from the store's pending update"""
+        self.forwarded = False
+        """came from the predecessor, which chose ``version``"""
+        self.version = 0
+        self.expected: Image | None = None
+        """what the predecessor says the chunk will be"""
+        self.image: Image | None = None
+        """what the store says the chunk will be"""
+        self.stage = Stage.QUEUED
+        self.link = Link.NONE
+        self.attempt = 0
+        self.waiters: list[tuple[int, int]] = []
+        """(request, index of the item) of all who wait for the outcome"""
+
+    def __repr__(self) -> str:
+        """Tell which update it is and where it stands."""
+        return (
+            f"<{Kind(self.kind).name} {self.chunk.hex()} u={self.version} {tuple(self.tag)} "
+            f"{self.stage.name}/{self.link.name} attempt={self.attempt}>"
+        )
