@@ -1,0 +1,300 @@
+"""The commands' names, options and help. What they do is in the modules that they import.
+
+Nothing but typer is imported here, so that ``--help`` and completion answer at once.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="hillfire",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""hillfire: a distributed file system for AI training and inference.
+
+A whole cluster on this machine, mounted, in one command:
+
+    hillfire up --dir ~/hf --mount ~/hf-files --detach
+
+    hillfire status --dir ~/hf
+
+    hillfire down --dir ~/hf
+
+The data stays in the directory; the next `up` serves it again. From Python:
+`import hillfire; fs = hillfire.connect()`.""",
+)
+node_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Take one process of a running cluster down and up again, to see what happens.
+
+    hillfire node kill storage-102 --dir ~/hf
+
+    hillfire node start storage-102 --dir ~/hf""",
+)
+app.add_typer(node_app, name="node", rich_help_panel="A cluster on this machine")
+
+LOCAL = "A cluster on this machine"
+ANY = "Any cluster"
+SERVICES = "Services, one by one"
+
+Directory = Annotated[
+    Path,
+    typer.Option(
+        "--dir", envvar="HILLFIRE_DIR", help="The cluster's directory: its data and settings."
+    ),
+]
+ReadyFd = Annotated[int | None, typer.Option(hidden=True)]
+Parent = Annotated[int | None, typer.Option(hidden=True)]
+
+
+class Kind(StrEnum):
+    """What a configuration is of."""
+
+    manager = "manager"
+    meta = "meta"
+    storage = "storage"
+    mount = "mount"
+
+
+class Transport(StrEnum):
+    """How bytes may move."""
+
+    shm = "shm"
+    tcp = "tcp"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"hillfire {version('hillfire')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=LOCAL)
+def up(
+    directory: Directory,
+    mount: Annotated[
+        Path | None, typer.Option(help="An existing, empty directory to mount the files on.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Storage nodes.  [default: 3]", show_default=False)
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Copies of each chunk.  [default: 3]", show_default=False)
+    ] = None,
+    targets_per_node: Annotated[
+        int | None,
+        typer.Option(help="Chain members on each node.  [default: 4]", show_default=False),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="First of the consecutive ports; 0: anywhere free.  [default: 9700 if free]",
+            show_default=False,
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once all is serving.")
+    ] = False,
+    ready_fd: ReadyFd = None,
+) -> None:
+    """Start a cluster of real processes on this machine and keep it up. Ctrl-C stops it cleanly.
+
+    Sizes and ports are chosen at the first start and remembered in the directory.
+
+    [bold]Examples[/bold]
+
+    hillfire up --dir ~/hf                                  (in the foreground, no mount)
+
+    hillfire up --dir ~/hf --mount ~/hf-files --detach      (in the background, mounted)
+
+    hillfire up --dir /tmp/one --nodes 1 --replicas 1       (one copy, for a look)
+    """
+    from hillfire.cli.cluster import run_up
+
+    asked = {"nodes": nodes, "replicas": replicas, "targets_per_node": targets_per_node}
+    given = {name: value for name, value in asked.items() if value is not None}
+    run_up(directory, mount, given, port, detach=detach, ready_fd=ready_fd)
+
+
+@app.command(rich_help_panel=LOCAL)
+def down(directory: Directory) -> None:
+    """Stop a cluster that `hillfire up` started; its data stays.
+
+    [bold]Example[/bold]   hillfire down --dir ~/hf
+    """
+    from hillfire.cli.cluster import run_down
+
+    run_down(directory)
+
+
+@app.command(rich_help_panel=ANY)
+def status(
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Of a cluster on this machine: shows pids too.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="HILLFIRE_ADDRESS", help="host:port of the cluster's manager."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show each change.")] = False,
+) -> None:
+    """Show nodes, chains, targets with their states, and space.
+
+    Without options: the cluster that you started last. Exit status 0 when every chain serves with
+    all its replicas, 2 when something is missing.
+
+    [bold]Examples[/bold]
+
+    hillfire status --dir ~/hf
+
+    hillfire status --address 127.0.0.1:9700 --json | jq .space
+    """
+    from hillfire.cli.status import run_status
+
+    run_status(directory, address, as_json=json, watch=watch)
+
+
+@app.command(rich_help_panel=ANY)
+def mount(
+    mountpoint: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory.")],
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HILLFIRE_ADDRESS",
+            help="host:port of the cluster's manager.  [default: the cluster started last]",
+            show_default=False,
+        ),
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", "-f", help="Stay, and unmount at Ctrl-C.")
+    ] = False,
+    transport: Annotated[
+        Transport | None, typer.Option(help="Force one way for bytes to move.")
+    ] = None,
+    allow_other: Annotated[bool, typer.Option(help="Let other users in.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file; see `hillfire config mount`.")
+    ] = None,
+    ready_fd: ReadyFd = None,
+    parent: Parent = None,
+) -> None:
+    """Mount a cluster's files on a directory.
+
+    [bold]Examples[/bold]
+
+    hillfire mount --address 127.0.0.1:9700 ~/files
+
+    hillfire umount ~/files
+    """
+    from hillfire.cli.mount import run_mount
+
+    run_mount(
+        mountpoint,
+        address,
+        config,
+        transport=transport.value if transport else None,
+        allow_other=allow_other,
+        foreground=foreground,
+        ready_fd=ready_fd,
+        parent=parent,
+    )
+
+
+@app.command(rich_help_panel=ANY)
+def umount(
+    mountpoint: Annotated[Path, typer.Argument(metavar="DIR")],
+    lazy: Annotated[
+        bool, typer.Option("--lazy", "-z", help="Now for new users, for others when done.")
+    ] = False,
+) -> None:
+    """Take a mount off. Everything written is stored when it returns.
+
+    [bold]Example[/bold]   hillfire umount ~/files
+    """
+    from hillfire.local import mounts
+
+    mounts.unmount(mountpoint.absolute(), lazy=lazy)
+
+
+@app.command(rich_help_panel=SERVICES)
+def serve(
+    kind: Annotated[Kind, typer.Argument(help="manager, meta or storage.")],
+    config: Annotated[Path, typer.Option(help="Its TOML file; see `hillfire config`.")],
+    ready_fd: ReadyFd = None,
+    parent: Parent = None,
+) -> None:
+    """Run one service in the foreground until SIGTERM or Ctrl-C.
+
+    [bold]Example[/bold]
+
+    hillfire config storage > storage-101.toml    (then edit it)
+
+    hillfire serve storage --config storage-101.toml
+    """
+    from hillfire.cli.serve import run_serve
+
+    run_serve(kind.value, config, ready_fd=ready_fd, parent=parent)
+
+
+@app.command(rich_help_panel=SERVICES)
+def config(kind: Annotated[Kind, typer.Argument(help="manager, meta, storage or mount.")]) -> None:
+    """Print the full default configuration with comments.
+
+    [bold]Example[/bold]   hillfire config meta > meta.toml
+    """
+    from hillfire.config import default_toml
+
+    typer.echo(default_toml(kind.value), nl=False)
+
+
+NodeName = Annotated[
+    str, typer.Argument(metavar="NAME", help="manager, meta, storage-101, ... or mount.")
+]
+
+
+@node_app.command("kill")
+def node_kill(name: NodeName, directory: Directory) -> None:
+    """SIGKILL a process and leave it down: what a crash looks like."""
+    _node(name, directory, "kill")
+
+
+@node_app.command("stop")
+def node_stop(name: NodeName, directory: Directory) -> None:
+    """End a process cleanly and leave it down: for maintenance."""
+    _node(name, directory, "stop")
+
+
+@node_app.command("start")
+def node_start(name: NodeName, directory: Directory) -> None:
+    """Start a process that is down."""
+    _node(name, directory, "start")
+
+
+@node_app.command("crash")
+def node_crash(name: NodeName, directory: Directory) -> None:
+    """SIGKILL a process; the supervisor starts it again."""
+    _node(name, directory, "crash")
+
+
+def _node(name: str, directory: Path, action: str) -> None:
+    from hillfire.cli.cluster import run_node
+
+    run_node(name, directory, action)

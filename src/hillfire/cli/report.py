@@ -1,0 +1,127 @@
+"""What ``hillfire status`` says, as plain data: routing and local processes in, a dict out.
+
+The keys are an interface (``--json``): they may grow, they do not change.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hillfire.cluster import LocalState, NodeKind, PublicState, Routing
+
+
+def node_name(kind: NodeKind, node: int) -> str:
+    """Return the name that a local cluster gives to a node."""
+    return "meta" if kind is NodeKind.META else f"storage-{node}"
+
+
+def report(
+    address: str, routing: Routing, local: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Describe a cluster. ``local`` is what its supervisor says, for one on this machine."""
+    processes = {each["name"]: each for each in (local or {}).get("services", [])}
+    nodes = []
+    for node in sorted(routing.nodes.values(), key=lambda each: each.id):
+        name = node_name(node.kind, node.id)
+        process = processes.get(name, {})
+        nodes.append(
+            {
+                "id": int(node.id),
+                "name": name,
+                "kind": node.kind.name.lower(),
+                "state": "alive" if node.alive else "dead",
+                "process": process.get("state"),
+                "pid": process.get("pid"),
+                "restarts": process.get("restarts"),
+                "incarnation": node.incarnation,
+                "tcp": node.endpoint.tcp,
+                "grpc": node.endpoint.grpc,
+                "shm": node.endpoint.shm,
+            }
+        )
+    chains = [
+        {
+            "id": int(chain.id),
+            "version": chain.version,
+            "targets": [_target(routing, target, state) for target, state in chain.targets],
+        }
+        for chain in sorted(routing.chains.values(), key=lambda each: each.id)
+    ]
+    missing = _missing(nodes, chains)
+    manager = processes.get("manager", {})
+    return {
+        "address": address,
+        "cluster": routing.cluster,
+        "version": routing.version,
+        "healthy": not missing and bool(chains),
+        "problems": missing,
+        "manager": {
+            "grpc": routing.manager.grpc if routing.manager else None,
+            "process": manager.get("state"),
+            "pid": manager.get("pid"),
+            "restarts": manager.get("restarts"),
+        },
+        "supervisor": {"pid": local["pid"]} if local else None,
+        "mount": _mount(local, processes),
+        "nodes": nodes,
+        "chains": chains,
+        "space": _space(routing),
+    }
+
+
+def _target(routing: Routing, target: int, state: PublicState) -> dict[str, Any]:
+    known = {int(each.id): each for each in routing.targets.values()}.get(target)
+    return {
+        "id": int(target),
+        "node": int(known.node) if known else None,
+        "state": state.name.lower().replace("_", "-"),
+        "local": (known.local if known else LocalState.OFFLINE).name.lower().replace("_", "-"),
+        "used_bytes": known.used_bytes if known else 0,
+        "capacity_bytes": known.capacity_bytes if known else 0,
+    }
+
+
+def _missing(nodes: list[dict[str, Any]], chains: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each thing that is not as it should be."""
+    problems = [f"{node['name']} is dead" for node in nodes if node["state"] == "dead"]
+    for chain in chains:
+        states = [target["state"] for target in chain["targets"]]
+        if "serving" not in states:
+            problems.append(f"chain {chain['id']} does not serve: its files cannot be read")
+        elif behind := len(states) - states.count("serving"):
+            problems.append(
+                f"chain {chain['id']} lacks {behind} of {len(states)} replicas"
+                + (", one is being brought up to date" if "syncing" in states else "")
+            )
+    return problems
+
+
+def _mount(
+    local: Mapping[str, Any] | None, processes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    if not local or not local.get("mount"):
+        return None
+    process = processes.get("mount", {})
+    return {
+        "directory": local["mount"],
+        "process": process.get("state"),
+        "pid": process.get("pid"),
+        "restarts": process.get("restarts"),
+    }
+
+
+def _space(routing: Routing) -> dict[str, int]:
+    """Return bytes on the disks, and of user data: a chain holds what its smallest target holds."""
+    user_capacity = user_used = 0
+    for chain in routing.chains.values():
+        members = [routing.targets[target] for target, _ in chain.targets]
+        known = [each for each in members if each.capacity_bytes]
+        if known:
+            user_capacity += min(each.capacity_bytes for each in known)
+            user_used += max(each.used_bytes for each in known)
+    targets = routing.targets.values()
+    return {
+        "capacity_bytes": user_capacity,
+        "used_bytes": user_used,
+        "raw_capacity_bytes": sum(each.capacity_bytes for each in targets),
+        "raw_used_bytes": sum(each.used_bytes for each in targets),
+    }

@@ -1,0 +1,214 @@
+"""``hillfire status``: what the manager publishes, and for a local cluster its processes."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hillfire.proto.convert import routing_from_message
+from hillfire.proto.service import decode, encode, method
+from hillfire.proto.wire.pick import connect_blocking
+
+from hillfire.cli.report import report
+from hillfire.cluster import Endpoint
+from hillfire.config import format_size
+from hillfire.errors import Code, Error
+from hillfire.local.control import ask
+from hillfire.local.directory import ClusterDirectory, last_cluster_path
+from hillfire.proto.manager_pb2 import GetRoutingRequest
+from hillfire.proto.wire.base import BlockingConnection
+
+CALL_TIMEOUT_S = 5.0
+WATCH_MS = 2000
+_UNHEALTHY = 2
+_GET_ROUTING = method("Manager", "GetRouting")
+
+
+def run_status(path: Path | None, address: str | None, *, as_json: bool, watch: bool) -> None:
+    """Print a cluster's status, once or at each change."""
+    directory = ClusterDirectory(path) if path is not None else None
+    where = directory.shape().address if directory else address or last_cluster()
+    local = _ask_supervisor(directory)
+    try:
+        connection = connect_blocking(
+            Endpoint(grpc="", tcp=where, shm="", host=""), CALL_TIMEOUT_S, transport="tcp"
+        )
+    except Error as error:
+        raise Error(
+            error.code,
+            f"no cluster manager answers at {where} ({error.strerror}): start the cluster with "
+            "`hillfire up`, or name another one with --address",
+        ) from error
+    try:
+        current = _fetch(connection, where, local, 0, 0)
+        if watch:
+            _watch(connection, where, directory, current, as_json=as_json)
+        elif as_json:
+            print(json.dumps(current, indent=2))
+        else:
+            _print(current)
+    finally:
+        connection.close()
+    sys.exit(0 if current["healthy"] else _UNHEALTHY)
+
+
+def last_cluster() -> str:
+    """Return the address of the cluster that this user started last.
+
+    Raises:
+        Error: CONFIGURATION if there was none.
+    """
+    try:
+        return last_cluster_path().read_text().strip()
+    except OSError:
+        raise Error(
+            Code.CONFIGURATION,
+            "which cluster? Name it with --dir or --address, or start one with `hillfire up`",
+        ) from None
+
+
+def _ask_supervisor(directory: ClusterDirectory | None) -> dict[str, Any] | None:
+    if directory is None:
+        return None
+    return ask(directory.control_path, {"do": "status"}, CALL_TIMEOUT_S)
+
+
+def _fetch(
+    connection: BlockingConnection,
+    address: str,
+    local: dict[str, Any] | None,
+    known: int,
+    wait_ms: int,
+) -> dict[str, Any]:
+    request = GetRoutingRequest(known_version=known, wait_ms=wait_ms)
+    timeout_s = CALL_TIMEOUT_S + wait_ms / 1000
+    ticket = connection.start(encode(_GET_ROUTING, request), timeout_s)
+    reply = connection.finish(ticket, timeout_s)
+    return report(address, routing_from_message(decode(_GET_ROUTING, reply)), local)
+
+
+def _watch(
+    connection: BlockingConnection,
+    address: str,
+    directory: ClusterDirectory | None,
+    current: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Show the status again whenever it changes, until Ctrl-C."""
+    from rich.live import Live
+
+    try:
+        if as_json:
+            while True:
+                print(json.dumps(current), flush=True)
+                known = current["version"]
+                while current["version"] == known:
+                    current = _fetch(connection, address, None, known, WATCH_MS)
+        with Live(_render(current), auto_refresh=False) as live:
+            while True:
+                local = _ask_supervisor(directory)
+                current = _fetch(connection, address, local, current["version"], WATCH_MS)
+                live.update(_render(current), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _print(current: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    Console().print(_render(current))
+
+
+_COLOURS = {
+    "alive": "green",
+    "running": "green",
+    "serving": "green",
+    "syncing": "yellow",
+    "waiting": "yellow",
+    "starting": "yellow",
+    "last-serving": "red",
+    "offline": "red",
+    "dead": "red",
+    "failed": "red",
+}
+
+
+def _coloured(state: str) -> str:
+    colour = _COLOURS.get(state)
+    return f"[{colour}]{state}[/{colour}]" if colour else state
+
+
+def _render(current: dict[str, Any]) -> Any:
+    """Return what rich prints."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    space = current["space"]
+    nodes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("node", "id", "state", "pid", "restarts", "wire", "grpc", "used", "targets"):
+        nodes.add_column(column, justify="right" if column in ("id", "pid", "used") else "left")
+    manager = current["manager"]
+    nodes.add_row(
+        "manager",
+        "",
+        _coloured(manager["process"] or "alive"),
+        _text(manager["pid"]),
+        _text(manager["restarts"]),
+        current["address"],
+        _text(manager["grpc"]),
+        "",
+        "",
+    )
+    targets = [target for chain in current["chains"] for target in chain["targets"]]
+    for node in current["nodes"]:
+        held = [
+            t for chain in current["chains"] for t in chain["targets"] if t["node"] == node["id"]
+        ]
+        state = node["state"] if node["process"] in (None, "running") else node["process"]
+        nodes.add_row(
+            node["name"],
+            str(node["id"]),
+            _coloured(state),
+            _text(node["pid"]),
+            _text(node["restarts"]),
+            node["tcp"],
+            node["grpc"],
+            format_size(sum(t["used_bytes"] for t in held)) if held else "",
+            _counts([t["state"] for t in held]),
+        )
+    if mount := current["mount"]:
+        state = _coloured(mount["process"] or "")
+        where = mount["directory"]
+        nodes.add_row("mount", "", state, _text(mount["pid"]), _text(mount["restarts"]), where)
+    chains = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("chain", "version", "targets, head first (target@node)"):
+        chains.add_column(column)
+    for chain in current["chains"]:
+        members = (f"{t['id']}@{t['node']} {_coloured(t['state'])}" for t in chain["targets"])
+        chains.add_row(str(chain["id"]), str(chain["version"]), "  ".join(members))
+    head = (
+        f"cluster {current['cluster']} at {current['address']}, routing {current['version']}\n"
+        f"space: {format_size(space['used_bytes'])} of {format_size(space['capacity_bytes'])} used "
+        f"({format_size(space['raw_used_bytes'])} on the disks)"
+    )
+    if current["healthy"]:
+        verdict = "[green]healthy: every chain serves with all its replicas[/green]"
+    else:
+        problems = current["problems"] or ["there are no chains yet"]
+        shown = [f"[yellow]! {problem}[/yellow]" for problem in problems[:8]]
+        if len(problems) > len(shown):
+            shown.append(f"[yellow]! and {len(problems) - len(shown)} more[/yellow]")
+        verdict = "\n".join(shown)
+    return Group(head, nodes, chains, verdict)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _counts(states: list[str]) -> str:
+    return ", ".join(
+        f"{states.count(state)} {_coloured(state)}" for state in dict.fromkeys(sorted(states))
+    )
