@@ -113,6 +113,7 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return once all is serving.")
     ] = False,
     ready_fd: ReadyFd = None,
+    parent: Parent = None,
 ) -> None:
     """Start a cluster of real processes on this machine and keep it up. Ctrl-C stops it cleanly.
 
@@ -130,7 +131,7 @@ def up(
 
     asked = {"nodes": nodes, "replicas": replicas, "targets_per_node": targets_per_node}
     given = {name: value for name, value in asked.items() if value is not None}
-    run_up(directory, mount, given, port, detach=detach, ready_fd=ready_fd)
+    run_up(directory, mount, given, port, detach=detach, ready_fd=ready_fd, parent=parent)
 
 
 @app.command(rich_help_panel=LOCAL)

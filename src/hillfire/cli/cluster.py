@@ -27,8 +27,13 @@ def run_up(
     *,
     detach: bool,
     ready_fd: int | None,
+    parent: int | None,
 ) -> None:
     """Start a cluster and keep it up, here or (``detach``) in the background."""
+    if parent is not None:
+        from hillfire.local.process import die_with_parent
+
+        die_with_parent(parent)
     directory = ClusterDirectory(path)
     if ready_fd is not None:
         _keep_up_quietly(directory, mount, asked, port, ready_fd)

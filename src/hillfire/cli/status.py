@@ -163,9 +163,7 @@ def _render(current: dict[str, Any]) -> Any:
     )
     targets = [target for chain in current["chains"] for target in chain["targets"]]
     for node in current["nodes"]:
-        held = [
-            t for chain in current["chains"] for t in chain["targets"] if t["node"] == node["id"]
-        ]
+        held = [t for t in targets if t["node"] == node["id"]]
         state = node["state"] if node["process"] in (None, "running") else node["process"]
         nodes.add_row(
             node["name"],

@@ -52,7 +52,7 @@ def run_in_background(
             ) from error
         finally:
             os.close(write_fd)
-        for said in _lines(pipe.fileno(), timeout_s):
+        for said in steps(pipe.fileno(), timeout_s):
             if said.get("ready"):
                 process.returncode = 0  # it goes on without us: not to be waited for
                 return said
@@ -69,8 +69,8 @@ def run_in_background(
     raise Error(Code.TIMED_OUT, f"it was not ready within {timeout_s:g} s; its log: {log}")
 
 
-def _lines(fd: int, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines of a pipe until its end or until the time is up."""
+def steps(fd: int, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Yield what a background process says on its pipe, until its end or the time is up."""
     deadline = time.monotonic() + timeout_s
     buffered = b""
     with selectors.DefaultSelector() as selector:
