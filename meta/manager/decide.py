@@ -1,0 +1,190 @@
+"""What the manager makes of the cluster: from one routing to the next. Pure.
+
+Each function takes the routing as it is published and returns the one to publish instead, its
+version one higher, or None where nothing changes. The shell stores it before anyone sees it.
+"""
+
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from typing import NamedTuple
+
+from hillfire.cluster import (
+    Chain,
+    ChainTable,
+    Endpoint,
+    LocalState,
+    Node,
+    NodeKind,
+    PublicState,
+    Routing,
+    Target,
+)
+from hillfire.errors import Code, Error
+from hillfire.meta.manager.chains import LOST, Report, new_chain, next_chain
+from hillfire.meta.manager.placement import MAX_TARGETS_PER_NODE, place, require
+from hillfire.types import ChainId, NodeId, TargetId
+
+TABLE = 1
+"""The chain table that new files use."""
+MAX_NODE = 4_000_000
+"""So that target ids, which begin with their node's, fit 32 bits."""
+_NOTABLE = 64
+"""A target's use of space is published anew when it changed by a 64th of its disk."""
+
+
+class Status(NamedTuple):
+    """What a node last said of one of its targets."""
+
+    report: Report
+    used_bytes: int
+    capacity_bytes: int
+
+
+def first_routing(cluster: str) -> Routing:
+    """Return the routing of a cluster without nodes."""
+    return Routing(cluster, 0)
+
+
+def with_manager(routing: Routing, endpoint: Endpoint) -> Routing:
+    """Announce where the manager listens."""
+    return replace(routing, version=routing.version + 1, manager=endpoint)
+
+
+def with_node(routing: Routing, node: Node) -> Routing | None:
+    """Enter a node that registered; whoever it replaces has been evaluated as dead before."""
+    if routing.nodes.get(node.id) == node:
+        return None
+    known = routing.nodes.get(node.id)
+    if known is not None and known.kind is not node.kind:
+        raise Error(
+            Code.CONFIGURATION,
+            f"node {node.id} is a {known.kind.name.lower()} node of this cluster already: "
+            f"give the {node.kind.name.lower()} service another number",
+        )
+    return replace(routing, version=routing.version + 1, nodes={**routing.nodes, node.id: node})
+
+
+def evaluate(
+    routing: Routing, alive: Set[NodeId], said: Mapping[TargetId, Status], *, space: bool = False
+) -> Routing | None:
+    """Apply everything that is known at this moment: deaths, returns, reports.
+
+    ``alive``: the nodes whose lease runs; ``said``: what they have said since they registered;
+    ``space``: publish the use of space too, if it changed notably.
+    """
+    nodes = {n.id: replace(n, alive=n.id in alive) for n in routing.nodes.values()}
+    reports: dict[TargetId, Report] = {}
+    for target in routing.targets.values():
+        if target.node not in alive:
+            reports[target.id] = LOST
+        elif target.id in said:
+            reports[target.id] = said[target.id].report
+    chains = {c.id: next_chain(c, reports) or c for c in routing.chains.values()}
+    targets = {
+        t.id: _updated(t, chains[t.chain], reports.get(t.id, LOST).local, said.get(t.id))
+        for t in routing.targets.values()
+    }
+    changed = nodes != routing.nodes or chains != routing.chains
+    for before, after in zip(routing.targets.values(), targets.values(), strict=True):
+        changed = changed or before.local is not after.local or (space and _notable(before, after))
+    if not changed:
+        return None
+    return replace(
+        routing, version=routing.version + 1, nodes=nodes, chains=chains, targets=targets
+    )
+
+
+def with_chains(
+    routing: Routing, nodes: int, targets_per_node: int, replicas: int
+) -> Routing | None:
+    """Create all chains over the storage nodes, once; None if the same were created before.
+
+    Raises:
+        Error: CONFIGURATION if the numbers make no chain; UNAVAILABLE until ``nodes`` storage
+            nodes are up; EXISTS if there are chains made of other numbers.
+    """
+    up = sorted(n.id for n in routing.nodes.values() if n.kind is NodeKind.STORAGE and n.alive)
+    if routing.tables:
+        if _is_made_of(routing, nodes, targets_per_node, replicas):
+            return None
+        raise Error(
+            Code.EXISTS,
+            f"this cluster's chains were created before, as {describe(routing)}: "
+            "give the same numbers, or use a new directory",
+        )
+    require(nodes, targets_per_node, replicas)
+    if len(up) < nodes:
+        raise Error(
+            Code.UNAVAILABLE, f"{len(up)} of {nodes} storage nodes are up: wait or start them"
+        )
+    return _with_chains(routing, up[:nodes], targets_per_node, replicas)
+
+
+def describe(routing: Routing) -> str:
+    """Tell what chains there are."""
+    nodes = {t.node for t in routing.targets.values()}
+    replicas = {len(c.targets) for c in routing.chains.values()}
+    return (
+        f"{len(routing.chains)} chains of {'/'.join(map(str, sorted(replicas)))} targets "
+        f"on {len(nodes)} nodes"
+    )
+
+
+def _with_chains(
+    routing: Routing, up: list[NodeId], targets_per_node: int, replicas: int
+) -> Routing:
+    chains: dict[ChainId, Chain] = {}
+    targets: dict[TargetId, Target] = {}
+    placed = dict.fromkeys(up, 0)
+    for number, members in enumerate(place(up, targets_per_node, replicas), 1):
+        ids = []
+        for node in members:
+            placed[node] += 1
+            target = TargetId(node * (MAX_TARGETS_PER_NODE + 1) + placed[node])
+            targets[target] = Target(
+                target, node, ChainId(number), 0, PublicState.OFFLINE, LocalState.OFFLINE
+            )
+            ids.append(target)
+        chains[ChainId(number)] = new_chain(ChainId(number), tuple(ids))
+    tables = {TABLE: ChainTable(TABLE, tuple(chains))}
+    return replace(
+        routing,
+        version=routing.version + 1,
+        chains=chains,
+        targets=dict(sorted(targets.items())),
+        tables=tables,
+    )
+
+
+def _is_made_of(routing: Routing, nodes: int, targets_per_node: int, replicas: int) -> bool:
+    """Whether the chains that exist are what these numbers make."""
+    homes = {t.node for t in routing.targets.values()}
+    return (
+        len(homes) == nodes
+        and len(routing.chains) == nodes * targets_per_node // replicas
+        and all(len(c.targets) == replicas for c in routing.chains.values())
+    )
+
+
+def _updated(target: Target, chain: Chain, local: LocalState, said: Status | None) -> Target:
+    """Return a target with its chain's view of it and its node's."""
+    used = target.used_bytes if said is None else said.used_bytes
+    capacity = target.capacity_bytes if said is None else said.capacity_bytes
+    return Target(
+        target.id,
+        target.node,
+        target.chain,
+        target.disk,
+        chain.state_of(target.id),
+        local,
+        used,
+        capacity,
+    )
+
+
+def _notable(before: Target, after: Target) -> bool:
+    """Whether the use of space changed by enough to tell everyone."""
+    if before.capacity_bytes != after.capacity_bytes:
+        return True
+    changed = abs(before.used_bytes - after.used_bytes)
+    return changed > 0 and changed * _NOTABLE >= after.capacity_bytes

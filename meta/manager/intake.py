@@ -1,0 +1,38 @@
+"""What a message from outside has to be before the manager believes its numbers."""
+
+from hillfire.cluster import Endpoint, Node, NodeKind
+from hillfire.errors import Code, Error
+from hillfire.meta.manager.decide import MAX_NODE
+from hillfire.proto import manager_pb2 as manager
+from hillfire.types import NodeId
+
+MAX_ADDRESS_BYTES = 256
+_SHOWN = 64
+
+
+def node_of(request: manager.RegisterRequest) -> Node:
+    """Return the node that a registration describes.
+
+    Raises:
+        Error: INVALID, naming the field that cannot be.
+    """
+    if not 1 <= request.node <= MAX_NODE:
+        raise Error(Code.INVALID, f"node number {request.node}: choose 1 to {MAX_NODE}")
+    if request.kind not in (NodeKind.META, NodeKind.STORAGE):
+        raise Error(Code.INVALID, f"node {request.node} is of no known kind: {request.kind}")
+    if request.incarnation == 0:
+        raise Error(Code.INVALID, f"node {request.node} has no incarnation")
+    at = request.endpoint
+    for name, value in (("grpc", at.grpc), ("tcp", at.tcp), ("shm", at.shm), ("host", at.host)):
+        if len(value) > MAX_ADDRESS_BYTES:
+            text = f"{name} address of {len(value)} characters: at most {MAX_ADDRESS_BYTES}"
+            raise Error(Code.INVALID, text)
+    if not at.grpc or not at.tcp:
+        raise Error(Code.INVALID, f"node {request.node} does not say where it listens")
+    endpoint = Endpoint(at.grpc, at.tcp, at.shm, at.host)
+    return Node(NodeId(request.node), NodeKind(request.kind), endpoint, request.incarnation, True)
+
+
+def shown(text: str) -> str:
+    """Return text from outside fit for a message."""
+    return ascii(text[:_SHOWN])[1:-1]

@@ -1,0 +1,99 @@
+"""Which nodes make up which chain: a balanced table for any number of nodes and replicas.
+
+Pure. Nodes are filled evenly, each new chain takes those of the emptiest nodes that have met each
+other least, and a node's turn to be head comes round like everyone's: so that a dead node's reads
+spread over as many others as there are, and no node carries more writes than another. A solver
+for balanced incomplete block designs goes behind the same function.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from hillfire.errors import Code, Error
+from hillfire.types import NodeId
+
+MAX_TARGETS_PER_NODE = 999
+MAX_REPLICAS = 16
+MAX_NODES = 4096
+MAX_TARGETS = 1 << 16
+
+
+def require(nodes: int, targets_per_node: int, replicas: int) -> None:
+    """Refuse numbers that make no chain.
+
+    Raises:
+        Error: CONFIGURATION, naming what would do.
+    """
+    limits = (
+        ("replicas", replicas, MAX_REPLICAS),
+        ("targets_per_node", targets_per_node, MAX_TARGETS_PER_NODE),
+        ("nodes", nodes, MAX_NODES),
+        ("nodes x targets_per_node", nodes * targets_per_node, MAX_TARGETS),
+    )
+    for name, value, most in limits:
+        if not 1 <= value <= most:
+            raise Error(Code.CONFIGURATION, f"{name} = {value}: choose 1 to {most}")
+    if nodes < replicas:
+        raise Error(
+            Code.CONFIGURATION,
+            f"{replicas} replicas need {replicas} storage nodes, there are {nodes}: "
+            f"start {replicas - nodes} more or ask for fewer replicas",
+        )
+
+
+def place(
+    nodes: Sequence[NodeId], targets_per_node: int, replicas: int
+) -> tuple[tuple[NodeId, ...], ...]:
+    """Return the nodes of each chain, head first; no node is twice in one chain.
+
+    Every node gets ``targets_per_node`` targets; where the sum is no multiple of ``replicas`` up
+    to ``replicas - 1`` places stay empty.
+
+    Raises:
+        Error: CONFIGURATION when these numbers make no chain.
+    """
+    homes = sorted(set(nodes))
+    require(len(homes), targets_per_node, replicas)
+    table = _Table(homes, targets_per_node)
+    chains = len(homes) * targets_per_node // replicas
+    return tuple(table.next_chain(replicas) for _ in range(chains))
+
+
+class _Table:
+    """The chains so far, as counts."""
+
+    def __init__(self, nodes: Sequence[NodeId], targets_per_node: int) -> None:
+        self.free = dict.fromkeys(nodes, targets_per_node)
+        self._met: Counter[tuple[NodeId, NodeId]] = Counter()
+        self._roles: Counter[tuple[NodeId, int]] = Counter()
+
+    def next_chain(self, replicas: int) -> tuple[NodeId, ...]:
+        """Choose the members one by one, then who of them stands where."""
+        members: list[NodeId] = []
+        for _ in range(replicas):
+            members.append(min(self.free.keys() - members, key=lambda n: self._cost(n, members)))
+        chain = self._in_order(members)
+        for position, node in enumerate(chain):
+            self.free[node] -= 1
+            self._roles[node, position] += 1
+            for other in chain:
+                self._met[node, other] += 1
+        return chain
+
+    def _cost(self, node: NodeId, members: Sequence[NodeId]) -> tuple[int, int, int, int]:
+        """Order candidates: most room first, then who has met these members least."""
+        met = [self._met[node, member] for member in members]
+        return -self.free[node], max(met, default=0), sum(met), node
+
+    def _in_order(self, members: Sequence[NodeId]) -> tuple[NodeId, ...]:
+        """Give each place, the head's first, to the member that has had it least often."""
+        left, chain = list(members), list[NodeId]()
+        for position in range(len(members)):
+            chosen = min(left, key=lambda n: (self._roles[n, position], self._heads_less(n), n))
+            left.remove(chosen)
+            chain.append(chosen)
+        return tuple(chain)
+
+    def _heads_less(self, node: NodeId) -> int:
+        """Prefer, among equals, whoever has headed more chains: it has had its share."""
+        return -self._roles[node, 0]

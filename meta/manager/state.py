@@ -1,0 +1,193 @@
+"""What the manager remembers: cluster id, routing and epoch, in a directory of its own.
+
+One record a node, target, chain and table, so that a change writes what changed. Everything is
+on the disk before :meth:`Store.save` returns; nothing is published before that. The directory
+belongs to one process (its lock) and to one cluster (its ``cluster`` file) for good.
+"""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from struct import Struct
+from typing import TypeVar
+
+from hillfire.cluster import Routing
+from hillfire.errors import Code, Error
+from hillfire.meta.engine.base import Transaction
+from hillfire.meta.engine.retry import transact
+from hillfire.meta.engine.rocksdb import RocksEngine
+from hillfire.meta.manager.decide import first_routing
+from hillfire.proto import cluster_pb2 as pb
+from hillfire.proto import convert
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+FORMAT = 1
+_U64 = Struct(">Q")
+_U32 = Struct(">I")
+
+_FORMAT = b"format"
+_CLUSTER = b"cluster"
+_EPOCH = b"epoch"
+_VERSION = b"version"
+_MANAGER = b"manager"
+_NODES = b"node/"
+_TARGETS = b"target/"
+_CHAINS = b"chain/"
+_TABLES = b"table/"
+
+
+class Store:
+    """The manager's database, opened by one manager at a time."""
+
+    routing: Routing
+    """as it was saved last"""
+
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
+        """Open, or create, and raise the epoch: an older manager can change nothing any more.
+
+        Raises:
+            Error: BUSY when another manager runs here; WRONG_CLUSTER, CORRUPT, NO_SPACE, IO.
+        """
+        self._directory = directory
+        self._durable = durable
+        self._known: Routing | None = None
+        self._lock_fd = _locked(directory)
+        try:
+            self._engine = RocksEngine(directory / "database")
+            try:
+                self.routing, self._epoch = self._open()
+                _stamp(directory, self.routing.cluster)
+            except BaseException:
+                self._engine.close()
+                raise
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self._known = self.routing
+
+    async def save(self, routing: Routing) -> None:
+        """Write what differs from the routing saved last, and wait until the disk has it.
+
+        Raises:
+            Error: NOT_LEADER when a newer manager has opened this database; NO_SPACE, IO.
+        """
+        before, self._known = self._known, None
+        transact(self._engine, lambda transaction: self._write(transaction, before, routing))
+        if self._durable:
+            await self._engine.sync()
+        self.routing = self._known = routing
+
+    def close(self) -> None:
+        """Release the database and the directory."""
+        self._engine.close()
+        os.close(self._lock_fd)
+
+    def _open(self) -> tuple[Routing, int]:
+        """Read everything; a database without a cluster is given one."""
+
+        def body(transaction: Transaction) -> tuple[Routing, int]:
+            written = transaction.get(_FORMAT) or _U32.pack(FORMAT)
+            if written != _U32.pack(FORMAT):
+                raise Error(
+                    Code.CORRUPT,
+                    f"{self._directory} is in format {int.from_bytes(written, 'big')}, this is a "
+                    f"manager for format {FORMAT}: use the version of hillfire that wrote it",
+                )
+            cluster = transaction.get(_CLUSTER) or uuid.uuid4().hex.encode()
+            epoch = _U64.unpack(transaction.get(_EPOCH) or bytes(8))[0] + 1
+            transaction.set(_FORMAT, written)
+            transaction.set(_CLUSTER, cluster)
+            transaction.set(_EPOCH, _U64.pack(epoch))
+            return _read(transaction, cluster.decode()), epoch
+
+        return transact(self._engine, body, sync=self._durable)
+
+    def _write(self, transaction: Transaction, before: Routing | None, after: Routing) -> None:
+        """Put the records that changed; all of them if it is uncertain what is there."""
+        if transaction.get(_EPOCH) != _U64.pack(self._epoch):
+            raise Error(Code.NOT_LEADER, "a newer manager has opened this database")
+        old = before or Routing(after.cluster, 0)
+        message = convert.routing_to_message(
+            Routing(
+                after.cluster,
+                after.version,
+                after.manager,
+                _differing(old.nodes, after.nodes),
+                _differing(old.targets, after.targets),
+                _differing(old.chains, after.chains),
+                _differing(old.tables, after.tables),
+            )
+        )
+        transaction.set(_VERSION, _U64.pack(after.version))
+        transaction.set(_MANAGER, message.manager.SerializeToString())
+        for prefix, records in _repeated(message):
+            for record in records:
+                transaction.set(prefix + _U32.pack(record.id), record.SerializeToString())
+
+
+def _read(transaction: Transaction, cluster: str) -> Routing:
+    """Put the routing together again."""
+    version = transaction.get(_VERSION)
+    if version is None:
+        return first_routing(cluster)
+    message = pb.Routing(cluster=cluster, version=_U64.unpack(version)[0])
+    message.manager.ParseFromString(transaction.get(_MANAGER) or b"")
+    for prefix, records in _repeated(message):
+        for _, value in transaction.range(prefix, prefix + b"\xff" * 5):
+            records.add().ParseFromString(value)
+    return convert.routing_from_message(message)
+
+
+def _repeated(message: pb.Routing):  # type: ignore[no-untyped-def]
+    """Pair each kind of record with its keys' prefix."""
+    return (
+        (_NODES, message.nodes),
+        (_TARGETS, message.targets),
+        (_CHAINS, message.chains),
+        (_TABLES, message.tables),
+    )
+
+
+def _differing(before: Mapping[K, V], after: Mapping[K, V]) -> dict[K, V]:
+    """Return the entries that are new or other than they were; none is ever removed."""
+    return {key: value for key, value in after.items() if before.get(key) != value}
+
+
+def _locked(directory: Path) -> int:
+    """Take the directory's lock, which ends with the process.
+
+    Raises:
+        Error: BUSY when another process has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise Error(Code.IO, f"cannot use {directory} for the manager: {exc}") from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        text = f"another manager runs in {directory}: stop it first, or use another directory"
+        raise Error(Code.BUSY, text) from exc
+    return fd
+
+
+def _stamp(directory: Path, cluster: str) -> None:
+    """Leave the cluster's id in the directory, or verify that it is the one there."""
+    path = directory / "cluster"
+    if not path.exists():
+        partial = directory / "cluster.partial"
+        partial.write_text(cluster + "\n")
+        partial.replace(path)
+    found = path.read_text().strip()
+    if found != cluster:
+        raise Error(
+            Code.WRONG_CLUSTER,
+            f"{path} names cluster {found}, but the database beside it belongs to {cluster}: "
+            "parts of two clusters were mixed",
+        )
