@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hillfire.cluster import Endpoint, Routing
+from hillfire.cluster import Endpoint, PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.local import daemon, mounts
 from hillfire.local.control import ask
@@ -99,14 +99,14 @@ class LocalCluster:
             call = method("Manager", "GetRouting")
             request = GetRoutingRequest(known_version=known, wait_ms=wait_ms)
             ticket = connection.start(encode(call, request), CALL_TIMEOUT_S)
-            return routing_from_message(decode(call, connection.finish(ticket, CALL_TIMEOUT_S)))
+            reply = connection.finish(ticket, CALL_TIMEOUT_S)
+            routing: Routing = routing_from_message(decode(call, reply))
+            return routing
         finally:
             connection.close()
 
     def wait_serving(self, replicas: int | None = None, timeout_s: float = 60.0) -> Routing:
         """Wait until every chain has ``replicas`` (all of its) targets serving on live nodes."""
-        from hillfire.cluster import PublicState
-
         deadline = time.monotonic() + timeout_s
         known = 0
         while True:
