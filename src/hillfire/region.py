@@ -5,10 +5,12 @@ a sealed memfd, which a storage node on the same host maps and fills itself; a f
 stays where it is and costs one memcpy over shm and tcp.
 """
 
+import contextlib
 import fcntl
 import itertools
 import mmap
 import os
+from collections.abc import Callable
 
 from hillfire.errors import Code, Error
 from hillfire.types import ByteRange
@@ -17,6 +19,27 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 """What a server insists on: a mapping that shrinks is SIGBUS for whoever reads it."""
 
 _ids = itertools.count(1)
+
+
+class Quarantine:
+    """A range of a region in which an operation may still be at work.
+
+    ``landing`` says that it may still write there; otherwise it only reads, and others may read
+    beside it. ``ended`` is asked before the range is refused to anyone: it looks, without
+    waiting, whether the operation's server has answered or gone, and if so releases the range.
+    """
+
+    __slots__ = ("ended", "landing", "span")
+
+    def __init__(self, span: ByteRange, landing: bool, ended: Callable[[], object]) -> None:
+        """See ``Region.quarantine``."""
+        self.span = span
+        self.landing = landing
+        self.ended = ended
+
+
+def _nothing() -> None:
+    """Leave a quarantine to whoever made it."""
 
 
 class Region:
@@ -32,12 +55,14 @@ class Region:
         self.id = next(_ids)
         self.view = view
         self.fd = fd
-        self._quarantine: set[ByteRange] = set()
+        self.size = len(view)
+        self.quarantined: list[Quarantine] = []
+        self._closing: list[Callable[[int], None]] = []
 
     def __repr__(self) -> str:
         """Tell size, kind and how much is in quarantine."""
         kind = "foreign" if self.fd < 0 else "memfd"
-        return f"<Region {self.id} {kind} {len(self.view)} B, {len(self._quarantine)} quarantined>"
+        return f"<Region {self.id} {kind} {self.size} B, {len(self.quarantined)} quarantined>"
 
     @classmethod
     def allocate(cls, n_bytes: int) -> "Region":
@@ -70,30 +95,54 @@ class Region:
         except TypeError as exc:
             raise Error(Code.INVALID, f"not a contiguous buffer: {exc}") from exc
 
-    def quarantine(self, span: ByteRange) -> None:
-        """Forbid the use of a range in which an operation may still land."""
-        self._quarantine.add(span)
+    def quarantine(
+        self, span: ByteRange, landing: bool = True, ended: Callable[[], object] = _nothing
+    ) -> Quarantine:
+        """Forbid the use of a range in which an operation may still be at work."""
+        held = Quarantine(span, landing, ended)
+        self.quarantined.append(held)
+        return held
 
-    def release(self, span: ByteRange) -> None:
-        """End a range's quarantine: its server answered, or is known to have ended."""
-        self._quarantine.discard(span)
+    def release(self, held: Quarantine) -> None:
+        """End a quarantine: the server answered, or is known to have ended."""
+        with contextlib.suppress(ValueError):
+            self.quarantined.remove(held)
 
-    def check(self, offset: int, length: int) -> None:
-        """Verify that a range may be used.
+    def check(self, offset: int, length: int, landing: bool = True) -> None:
+        """Verify that a range may be used, to be written into (``landing``) or only to be read.
 
         Raises:
             Error: INVALID out of bounds, BUSY if part of it is in quarantine.
         """
-        if offset < 0 or length < 0 or offset + length > len(self.view):
-            text = f"[{offset}, {offset + length}) is outside a region of {len(self.view)} bytes"
+        if offset < 0 or length < 0 or offset + length > self.size:
+            text = f"[{offset}, {offset + length}) is outside a region of {self.size} bytes"
             raise Error(Code.INVALID, text)
-        for span in self._quarantine:
-            if span.offset < offset + length and offset < span.end:
+        for held in list(self.quarantined):
+            span = held.span
+            if not (span.offset < offset + length and offset < span.end):
+                continue
+            if not (landing or held.landing):
+                continue
+            held.ended()
+            if held in self.quarantined:
                 raise Error(Code.BUSY, f"an earlier operation may still land in {span}")
+
+    def on_close(self, call: Callable[[int], None]) -> None:
+        """Have ``call(id)`` called when the region ends. It may be called on any thread."""
+        self._closing.append(call)
 
     def close(self) -> None:
         """Give the memory back once no view of it is left."""
+        calls, self._closing = self._closing, []
+        for call in calls:
+            call(self.id)
         self.view.release()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        """Close the descriptor of a region that was dropped."""
+        if getattr(self, "fd", -1) >= 0 or getattr(self, "_closing", None):
+            with contextlib.suppress(BufferError):
+                self.close()

@@ -1,0 +1,237 @@
+"""The asyncio face of the wire's client: any number of tasks over one connection.
+
+It waits by the loop's readiness callbacks; a request costs a future and a timer, no task.
+"""
+
+import asyncio
+import os
+import socket
+
+from hillfire.errors import Code, Error
+from hillfire.proto.wire import base
+from hillfire.proto.wire.calls import Calls, ShmCalls, TcpCalls
+from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
+from hillfire.proto.wire.outgoing import Outgoing
+
+MAX_LOOKS = 1024
+"""Receives in one look for given-up requests."""
+SCRAP_BYTES = 4096
+
+
+class AsyncConnection(base.AsyncConnection):
+    """A connection over a connected, non-blocking socket, of the running event loop."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Say hello; ``greet`` waits for the server's."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._calls: Calls = ShmCalls() if sock.family == socket.AF_UNIX else TcpCalls()
+        self.kind = self._calls.kind
+        self._parser = Parser(self._calls.place)
+        self._out = Outgoing(sock)
+        self._writing = False
+        self._greeting: asyncio.Future[None] | None = self._loop.create_future()
+        self._cause: Error | None = None
+        self._closed = False  # the socket, that is: nothing can arrive any more
+        self._losing = False
+        self.server_pid = 0
+        self._loop.add_reader(sock, self._readable)
+        self._out.put([hello(Role.CLIENT, os.getpid())])
+        self._flush()
+
+    def __repr__(self) -> str:
+        """Tell kind, state and how much is outstanding."""
+        state = "open" if self._cause is None else self._cause.strerror
+        return f"<AsyncConnection {self.kind} {state}, {len(self._calls.pending)} outstanding>"
+
+    async def greet(self, timeout_s: float) -> None:
+        """Wait for the server's hello.
+
+        Raises:
+            Error: CONNECTION, TIMED_OUT, WRONG_PEER_VERSION, UNAUTHENTICATED.
+        """
+        try:
+            if self._cause is not None:
+                raise self._again()
+            if self._greeting is not None:
+                async with asyncio.timeout(timeout_s):
+                    await self._greeting
+        except TimeoutError as exc:
+            self.close()
+            raise Error(Code.TIMED_OUT, "no hello from the server in time") from exc
+        except BaseException:
+            self.close()
+            raise
+
+    async def request(self, request: base.Request, timeout_s: float) -> base.Reply:
+        """See ``base.AsyncConnection``."""
+        if self._cause is not None:
+            raise self._again()
+        calls = self._calls
+        number = calls.start(request, timeout_s, self._out, self._look)
+        future: asyncio.Future[base.Reply] = self._loop.create_future()
+        calls.pending[number].waiter = future
+        if not self._writing:
+            self._flush()
+        timer = self._loop.call_later(timeout_s, self._expire, number, future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            calls.give_up(number, self.drain)
+            raise
+        finally:
+            timer.cancel()
+
+    def _expire(self, number: int, future: "asyncio.Future[base.Reply]") -> None:
+        """Give a request up that took too long."""
+        if not future.done():
+            self._calls.give_up(number, self.drain)
+            future.set_exception(Error(Code.TIMED_OUT, "no answer from the server in time"))
+
+    def _readable(self) -> None:
+        """Take in what has arrived."""
+        self._receive()
+
+    def _receive(self) -> bool:
+        """Receive once and take answers in; tell whether anything came."""
+        parser = self._parser
+        try:
+            if self._cause is not None:
+                views = [memoryview(bytearray(SCRAP_BYTES))]
+            else:
+                views = parser.wanted()
+            if len(views) == 1:
+                count = self._sock.recv_into(views[0])
+            else:
+                count = self._sock.recvmsg_into(views)[0]
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as exc:
+            self._lost(exc)
+            return False
+        if count == 0:
+            self._lost(None)
+            return False
+        if self._cause is not None:
+            return True  # only the end is waited for
+        parser.received(count)
+        try:
+            while (frame := parser.next()) is not None:
+                if self._greeting is not None:
+                    if frame.kind == Kind.RESPONSE:
+                        self._calls.answered(frame)  # raises why it refused us
+                    self.server_pid = check_hello(frame, Role.SERVER)
+                    greeting, self._greeting = self._greeting, None
+                    if not greeting.done():
+                        greeting.set_result(None)
+                    continue
+                call = self._calls.answered(frame)
+                if call is not None:
+                    self._wake(call.waiter, call.reply)
+        except Error as exc:
+            self._end(exc)
+            return False
+        return True
+
+    @staticmethod
+    def _wake(waiter: object, reply: base.Reply | Error | None) -> None:
+        """Hand a reply to the task that waits for it, if it still does."""
+        if not isinstance(waiter, asyncio.Future) or waiter.done():
+            return
+        if isinstance(reply, Error):
+            waiter.set_exception(reply)
+        else:
+            waiter.set_result(reply)
+
+    def _flush(self) -> None:
+        """Send; wait for room if there is too little."""
+        try:
+            empty = self._out.flush()
+        except OSError as exc:
+            self._lost(exc)
+            return
+        if empty:
+            if self._writing:
+                self._writing = False
+                self._loop.remove_writer(self._sock)
+        elif not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._sock, self._flush)
+
+    def _look(self) -> None:
+        """Take in what has arrived."""
+        for _ in range(MAX_LOOKS):
+            if self._closed or not self._receive():
+                return
+
+    def drain(self) -> None:
+        """Look whether given-up requests have ended, from the loop's own thread or once closed."""
+        if self._cause is not None or asyncio._get_running_loop() is self._loop:
+            self._look()
+
+    def _again(self) -> Error:
+        """Return why the connection ended, as a new exception."""
+        assert self._cause is not None
+        return Error(self._cause.code, self._cause.strerror)
+
+    def _lost(self, exc: OSError | None) -> None:
+        """The server's side has ended."""
+        if exc is not None and not self._losing:
+            self._losing = True
+            self._look()  # it may have said why
+        if self._cause is None:
+            why = exc.strerror if exc is not None else "it closed the connection"
+            self._cause = Error(Code.CONNECTION, f"the server is gone: {why}")
+        if self._closed:
+            return
+        self._closed = True
+        self._quiet()
+        self._out.drop()
+        waiters = [call.waiter for call in self._calls.ended()]
+        self._sock.close()
+        self._fail(waiters)
+
+    def _quiet(self) -> None:
+        """Have the event loop forget the socket."""
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+
+    def _fail(self, waiters: list[object]) -> None:
+        """Tell all who wait that the connection has ended."""
+        if self._loop.is_closed():
+            return
+        for waiter in waiters:
+            self._wake(waiter, self._again())
+        greeting, self._greeting = self._greeting, None
+        if greeting is not None and not greeting.done():
+            greeting.set_exception(self._again())
+            greeting.exception()  # nobody may be waiting
+
+    def _end(self, cause: Error) -> None:
+        """Use the connection no more; what is outstanding is given up."""
+        if self._cause is None:
+            self._cause = cause
+        if self._closed:
+            return
+        self._out.drop()
+        pending = self._calls.pending
+        if pending and self.kind == "shm":
+            for number in list(pending):
+                self._calls.give_up(number, self.drain)
+            waiters = [call.waiter for call in pending.values()]
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            else:
+                # From here on a quarantined range's ``drain`` waits for the server's end.
+                self._quiet()
+                self._fail(waiters)
+                return
+        self._lost(None)
+
+    def close(self) -> None:
+        """See ``base.AsyncConnection``."""
+        self._end(Error(Code.CONNECTION, "the connection was closed"))

@@ -1,0 +1,324 @@
+"""One accepted connection: frames in, the handler asked, answers out.
+
+It reads and writes a non-blocking socket by the event loop's readiness callbacks, because a
+stream or a task a request costs more than the request. A handler that answers at once is
+answered in the same callback.
+
+Back-pressure: beyond ``Limits`` of requests or bytes in flight nothing more is read. The socket
+is closed only after every handler has ended, since a client takes its end as the promise that
+nothing touches its memory any more.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_REGION_BYTES, Answer, Handler, Incoming
+from hillfire.proto.wire.frame import Frame, Kind, Parser, Role, check_hello, encode, hello
+from hillfire.proto.wire.outgoing import Outgoing
+from hillfire.proto.wire.shm import ShmSide
+from hillfire.proto.wire.tcp import TcpSide
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 4096
+"""Of an error's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may use of a server."""
+
+    requests: int = 256
+    """in flight on a connection"""
+    in_flight_bytes: int = 128 * 1024 * 1024
+    """of bodies and data of the requests in flight on a connection"""
+    regions: int = 1024
+    """registered on a connection"""
+    region_bytes: int = MAX_REGION_BYTES
+    connections: int = 4096
+    """of the whole server"""
+    hello_s: float = 10.0
+    """until a new connection has said hello"""
+
+
+def error_answer(code: Code, message: str) -> Answer:
+    """Return the answer that is raised as ``Error(code, message)`` at the client."""
+    return Answer(code, message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES])
+
+
+class _Job(NamedTuple):
+    """A request in flight."""
+
+    frame: Frame
+    incoming: Incoming
+    kept: object
+    cost: int
+
+
+class Owner(Protocol):
+    """The server, as a connection sees it."""
+
+    handler: Handler
+    limits: Limits
+    loop: asyncio.AbstractEventLoop
+    tasks: set[asyncio.Task[None]]
+
+    def ended(self, connection: "Connection") -> None:
+        """Take note that a connection's socket is closed."""
+
+
+class Connection:
+    """A client's connection at the server."""
+
+    def __init__(
+        self, owner: Owner, sock: socket.socket, side: ShmSide | TcpSide, peer: str, pid: int
+    ) -> None:
+        """Begin to read; the hello must follow within ``limits.hello_s``."""
+        self._owner = owner
+        self._sock = sock
+        self._side = side
+        self._peer = peer
+        self._pid = pid
+        self._parser = Parser(side.place)
+        self._out = Outgoing(sock)
+        self._receive: Callable[[list[memoryview]], int] = side.receive
+        self._requests = 0
+        self._bytes = 0
+        self._reading = True
+        self._writing = False
+        self._greeted = False
+        self._ending = False
+        self._loop = owner.loop
+        self._loop.add_reader(sock, self._readable)
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(
+            owner.limits.hello_s, self.end, "no hello"
+        )
+
+    def _readable(self) -> None:
+        """Receive what is there and serve it."""
+        parser = self._parser
+        try:
+            count = self._receive(parser.wanted())
+        except (BlockingIOError, InterruptedError):
+            return
+        except Error as exc:
+            self.refuse(exc)
+            return
+        except OSError as exc:
+            self.end(str(exc))
+            return
+        if count == 0:
+            self.end("")
+            return
+        parser.received(count)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Handle the frames that have arrived, as far as the limits allow, and send the answers.
+
+        Answers leave together. Those that were sent may have made room for more requests.
+        """
+        more = True
+        while more and not self._ending:
+            try:
+                more = self._take()
+            except Error as exc:
+                self.refuse(exc)
+                return
+            if self._out and not self._ending:
+                self._flush()
+            more = more and not self._full()
+        if not self._reading and not self._ending and not self._full():
+            self._reading = True
+            self._loop.add_reader(self._sock, self._readable)
+
+    def _full(self) -> bool:
+        """Tell whether the client has as much in flight as it may."""
+        limits = self._owner.limits
+        return self._requests >= limits.requests or self._bytes >= limits.in_flight_bytes
+
+    def _take(self) -> bool:
+        """Handle frames; tell whether more may be there than the limits allow.
+
+        Raises:
+            Error: the peer broke the protocol.
+        """
+        parser = self._parser
+        while not self._ending:
+            if self._full():
+                self._pause()
+                return True
+            frame = parser.next()
+            if frame is None:
+                return False
+            if frame.kind == Kind.REQUEST and self._greeted:
+                self._request(frame)
+            else:
+                self._control(frame)
+        return False
+
+    def _pause(self) -> None:
+        """Stop reading until a request has ended."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def _control(self, frame: Frame) -> None:
+        """Handle anything but a request."""
+        if not self._greeted:
+            pid = check_hello(frame, Role.CLIENT)
+            self._greeted = True
+            if self._side.kind == "tcp":
+                self._peer += f" pid={pid}"
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._out.put([hello(Role.SERVER, self._pid)])
+        elif frame.kind == Kind.GOODBYE:
+            self.end("")
+        else:
+            self._side.control(frame)
+
+    def _request(self, frame: Frame) -> None:
+        """Ask the handler; answer at once if it does."""
+        answer: Answer | Awaitable[Answer]
+        try:
+            sources, destinations, kept, cost = self._side.open(frame)
+        except Error as exc:
+            answer = error_answer(exc.code, exc.strerror)
+            incoming = Incoming(frame.method, frame.body, (), (), 0.0, self._peer)
+            self._answer(_Job(frame, incoming, None, 0), answer)
+            return
+        incoming = Incoming(
+            frame.method, frame.body, sources, destinations, frame.timeout_ms / 1000, self._peer
+        )
+        job = _Job(frame, incoming, kept, cost + len(frame.body))
+        self._requests += 1
+        self._bytes += job.cost
+        try:
+            answer = self._owner.handler(incoming)
+        except Exception as exc:
+            answer = self._failure(frame, exc)
+        if isinstance(answer, Answer):
+            self._requests -= 1
+            self._answer(job, answer)
+        else:
+            task = self._loop.create_task(self._wait(job, answer))
+            self._owner.tasks.add(task)
+            task.add_done_callback(self._owner.tasks.discard)
+
+    async def _wait(self, job: _Job, awaitable: Awaitable[Answer]) -> None:
+        """Answer once the handler has."""
+        try:
+            answer = await awaitable
+        except asyncio.CancelledError:
+            answer = error_answer(Code.CANCELLED, "the server is stopping")
+        except Exception as exc:
+            answer = self._failure(job.frame, exc)
+        self._requests -= 1
+        self._answer(job, answer)
+        if self._ending:
+            if not self._requests:
+                self._close()
+        elif not self._reading:
+            self._serve()
+        else:
+            self._flush()
+
+    def _failure(self, frame: Frame, exc: Exception) -> Answer:
+        """Return the answer for what a handler raised."""
+        if isinstance(exc, Error):
+            return error_answer(exc.code, exc.strerror or "")
+        log.error("handler failed method=%d peer=%s", frame.method, self._peer, exc_info=exc)
+        return error_answer(Code.INTERNAL, f"{type(exc).__name__} in the server; see its log")
+
+    def _answer(self, job: _Job, answer: Answer) -> None:
+        """Queue an answer; its memory goes back to the pool when it has left."""
+        data: list[bytes | memoryview] = []
+        table = b""
+        if answer.filled:
+            filled, destinations = answer.filled, job.incoming.destinations
+            assert len(filled) == len(destinations), "one count a destination, or none at all"
+            table, data = self._side.reply(job.kept, destinations, answer)
+        if len(answer.body) > MAX_BODY_BYTES:
+            answer = error_answer(Code.TOO_LARGE, f"an answer of {len(answer.body)} bytes")
+            table, data = b"", []
+        head = encode(
+            Kind.RESPONSE,
+            answer.code,
+            job.frame.request,
+            table=table,
+            body=answer.body,
+            destinations=len(table) // 4,
+            data_bytes=sum(map(len, data)) if data else 0,
+        )
+        if not job.cost or self._ending:
+            self._sent(job)
+            self._out.put([head, *data])
+        else:
+            self._out.put([head, *data], sent=lambda: self._sent(job))
+
+    def _sent(self, job: _Job) -> None:
+        """Take note that an answer has left."""
+        self._bytes -= job.cost
+        self._side.give_back(job.kept)
+
+    def _flush(self) -> None:
+        """Send; wait for room if there is too little."""
+        try:
+            empty = self._out.flush()
+        except OSError as exc:
+            self.end(str(exc))
+            return
+        if empty:
+            if self._writing:
+                self._writing = False
+                self._loop.remove_writer(self._sock)
+        elif not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._sock, self._writable)
+
+    def _writable(self) -> None:
+        """Send more, and read again if that made room."""
+        self._flush()
+        if not self._reading and not self._ending:
+            self._serve()
+
+    def refuse(self, exc: Error) -> None:
+        """Say what is wrong with the peer, as far as it listens, and end."""
+        log.warning("refused peer=%s code=%s cause=%s", self._peer, exc.code.name, exc.strerror)
+        answer = error_answer(exc.code, exc.strerror)
+        self._out.put([encode(Kind.RESPONSE, answer.code, 0, body=answer.body)])
+        try:
+            self._out.flush()
+        except OSError as gone:
+            log.debug("peer gone peer=%s cause=%s", self._peer, gone)
+        self.end("")
+
+    def end(self, cause: str) -> None:
+        """Read and send no more; close as soon as the last handler has ended."""
+        if self._ending:
+            return
+        self._ending = True
+        if cause:
+            log.info("connection ended peer=%s cause=%s", self._peer, cause)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._out.drop()
+        if not self._requests:
+            self._close()
+
+    def _close(self) -> None:
+        """Close socket and memory."""
+        self._out.drop()
+        self._side.close()
+        self._sock.close()
+        self._owner.ended(self)

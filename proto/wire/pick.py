@@ -1,0 +1,153 @@
+"""Which transport to take to a server: shared memory where it will do, tcp otherwise."""
+
+import asyncio
+import socket
+import time
+
+from hillfire.cluster import Endpoint
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.address import connect_unix, host_id, split_address
+from hillfire.proto.wire.aio import AsyncConnection
+from hillfire.proto.wire.blocking import BlockingConnection
+from hillfire.proto.wire.tcp import tune
+
+__all__ = ["connect_async", "connect_blocking", "host_id"]
+
+RETRY_S = 0.01
+"""Between tries while a server's UNIX socket has too many connections waiting."""
+
+
+def choices(endpoint: Endpoint, transport: str | None) -> list[str]:
+    """Return the transports to try, best first; ``transport`` allows only that one.
+
+    Raises:
+        Error: CONFIGURATION for an unknown transport, CONNECTION if the server lacks it.
+    """
+    if transport not in (None, "shm", "tcp"):
+        raise Error(Code.CONFIGURATION, f"unknown transport {transport!r}: shm or tcp")
+    offered = []
+    if endpoint.shm and (transport == "shm" or endpoint.host == host_id()):
+        offered.append("shm")
+    if endpoint.tcp:
+        offered.append("tcp")
+    found = [kind for kind in offered if transport in (None, kind)]
+    if not found:
+        raise Error(Code.CONNECTION, f"no way to {endpoint}")
+    return found
+
+
+def _gone(where: str, exc: OSError) -> Error:
+    if isinstance(exc, TimeoutError):
+        return Error(Code.TIMED_OUT, f"no connection to {where} in time")
+    return Error(Code.CONNECTION, f"no connection to {where}: {exc.strerror or exc}")
+
+
+def _open_shm(path: str, timeout_s: float) -> socket.socket:
+    """Connect to a UNIX socket, which takes no time unless the server is overrun."""
+    deadline = time.monotonic() + timeout_s
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        connect_unix(sock, path)
+        return sock
+    except OSError as exc:
+        sock.close()
+        raise _gone(path, exc) from exc
+
+
+def _open_tcp(address: str, timeout_s: float) -> socket.socket:
+    try:
+        sock = socket.create_connection(split_address(address), timeout_s)
+    except Error:
+        raise
+    except OSError as exc:
+        raise _gone(address, exc) from exc
+    tune(sock)
+    return sock
+
+
+def connect_blocking(
+    endpoint: Endpoint, timeout_s: float, *, transport: str | None = None
+) -> BlockingConnection:
+    """Connect by the best transport that works.
+
+    Raises:
+        Error: CONNECTION, TIMED_OUT, WRONG_PEER_VERSION, UNAUTHENTICATED (of the last try).
+    """
+    deadline = time.monotonic() + timeout_s
+    kinds = choices(endpoint, transport)
+    for kind in kinds:
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            if kind == "shm":
+                return BlockingConnection(_open_shm(endpoint.shm, left), left)
+            return BlockingConnection(_open_tcp(endpoint.tcp, left), left)
+        except Error:
+            if kind == kinds[-1]:
+                raise
+    raise AssertionError("choices() is never empty")
+
+
+async def connect_async(
+    endpoint: Endpoint, timeout_s: float, *, transport: str | None = None
+) -> AsyncConnection:
+    """Connect by the best transport that works.
+
+    Raises:
+        Error: as ``connect_blocking``.
+    """
+    deadline = time.monotonic() + timeout_s
+    kinds = choices(endpoint, transport)
+    for kind in kinds:
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            if kind == "shm":
+                connection = AsyncConnection(await _reach_shm(endpoint.shm, left))
+            else:
+                connection = AsyncConnection(await _reach_tcp(endpoint.tcp, left))
+            await connection.greet(max(0.001, deadline - time.monotonic()))
+            return connection
+        except Error:
+            if kind == kinds[-1]:
+                raise
+    raise AssertionError("choices() is never empty")
+
+
+async def _reach_shm(path: str, timeout_s: float) -> socket.socket:
+    """Connect without holding up the event loop."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        sock = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        )
+        try:
+            connect_unix(sock, path)
+            return sock
+        except BlockingIOError as exc:
+            sock.close()
+            if time.monotonic() >= deadline:
+                raise _gone(path, TimeoutError()) from exc
+            await asyncio.sleep(RETRY_S)
+        except OSError as exc:
+            sock.close()
+            raise _gone(path, exc) from exc
+
+
+async def _reach_tcp(address: str, timeout_s: float) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    host, port = split_address(address)
+    sock: socket.socket | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, where = found[0]
+            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            await loop.sock_connect(sock, where)
+            tune(sock)
+            return sock
+    except BaseException as exc:
+        if sock is not None:
+            sock.close()
+        if isinstance(exc, OSError) and not isinstance(exc, Error):
+            raise _gone(address, exc) from exc
+        raise
