@@ -22,10 +22,10 @@ _NOT_FULL = re.compile(rb"[^\xff]")
 
 
 class Block(NamedTuple):
-    """A block's place: ``index`` in the block file of class ``size_class`` (log2 of its bytes)."""
+    """A block's place: ``number`` in the block file of class ``size_class`` (log2 of its bytes)."""
 
     size_class: int
-    index: int
+    number: int
 
     @property
     def n_bytes(self) -> int:
@@ -35,7 +35,7 @@ class Block(NamedTuple):
     @property
     def offset(self) -> int:
         """Where the block begins in its file."""
-        return self.index << self.size_class
+        return self.number << self.size_class
 
 
 def size_class(length: int) -> int:

@@ -31,7 +31,7 @@ def crc32c(data: Buffer, value: int = 0) -> int:
 
 
 def _tables(columns: list[int]) -> Tables:
-    """Turn a 32 × 32 bit matrix, given by its columns, into four tables of 256."""
+    """Turn a 32 by 32 bit matrix, given by its columns, into four tables of 256."""
     tables = []
     for byte in range(4):
         table = [0]
@@ -117,9 +117,7 @@ def extend_grains(
         after[-1] = _crc32c(piece, after[-1])
         value = _crc32c(piece, value)
     whole_end = len(data) - (len(data) - head) % GRAIN_BYTES
-    whole = [
-        _crc32c(data[at : at + GRAIN_BYTES]) for at in range(head, whole_end, GRAIN_BYTES)
-    ]
+    whole = [_crc32c(data[at : at + GRAIN_BYTES]) for at in range(head, whole_end, GRAIN_BYTES)]
     after.extend(whole)
     value = combine_grains(whole, value)
     if whole_end < len(data):

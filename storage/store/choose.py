@@ -1,0 +1,88 @@
+"""Where an update's bytes shall go: the decision, apart from carrying it out.
+
+Pure. The four placements (records.Placement) cost differently: appending writes what is new and
+nothing else; a patch writes twice, and little; a copy writes the whole chunk once.
+"""
+
+from typing import NamedTuple
+
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.chunks import Kind
+from hillfire.storage.store.base import Update
+from hillfire.storage.store.blocks import Block, size_class
+from hillfire.storage.store.records import PendingRecord, Placement
+
+PATCH_BYTES = 64 * 1024
+"""Overwrites below this are patches; in large chunks, below a 64th of the chunk."""
+PATCH_SHARE = 64
+
+SHRINK_CLASSES = 2
+"""A truncated chunk moves to a smaller block once that is this many classes smaller."""
+
+
+class Choice(NamedTuple):
+    """A placement, and the chunk's length afterwards."""
+
+    placement: Placement
+    length: int
+
+
+def choose(
+    length: int, block: Block | None, pending: PendingRecord | None, update: Update
+) -> Choice:
+    """Decide how an update of a chunk of ``length`` bytes in ``block`` is placed.
+
+    ``pending`` is the update that it will replace, if there is one.
+
+    Raises:
+        Error: TOO_LARGE beyond the chunk size, INVALID for an unknown kind.
+    """
+    kind = update.kind
+    if kind == Kind.REMOVE:
+        return Choice(Placement.NONE, 0)
+    if kind == Kind.WRITE:
+        end = update.offset + update.length
+    elif kind in (Kind.REPLACE, Kind.TRUNCATE):
+        end = update.length
+    else:
+        raise Error(Code.INVALID, f"there is no kind {kind} of update")
+    if end > update.chunk_bytes:
+        raise Error(Code.TOO_LARGE, f"byte {end} is beyond the chunk size {update.chunk_bytes}")
+    if kind == Kind.REPLACE:
+        return Choice(Placement.COPY if end else Placement.NONE, end)
+    if kind == Kind.TRUNCATE:
+        if end < length and block is not None:
+            moves = end and size_class(end) + SHRINK_CLASSES <= block.size_class
+            return Choice(Placement.COPY if moves else Placement.NONE, end)
+        start = length
+    else:
+        if not update.length:
+            return Choice(Placement.NONE, length)
+        start, end = update.offset, max(end, length)
+    if end == length and start == length:
+        return Choice(Placement.NONE, length)
+    fits = block is not None and end <= block.n_bytes
+    if start >= length:
+        in_place = fits and _free_beyond(pending, update)
+        return Choice(Placement.APPEND if in_place else Placement.COPY, end)
+    whole = start == 0 and update.length >= length
+    small = update.length < max(PATCH_BYTES, length // PATCH_SHARE)
+    return Choice(Placement.PATCH if fits and small and not whole else Placement.COPY, end)
+
+
+def _free_beyond(pending: PendingRecord | None, update: Update) -> bool:
+    """Tell whether nothing pending lies in the block beyond the committed length.
+
+    To write over another pending update's bytes would leave its record naming bytes that are not
+    its own if the process died right then. The same update again writes the same bytes.
+    """
+    if pending is None or pending.placement != Placement.APPEND:
+        return True
+    old = pending.pending
+    return (old.version, old.tag, old.kind, old.offset, old.payload_checksum) == (
+        update.version,
+        update.tag,
+        update.kind,
+        update.offset,
+        update.checksum,
+    ) and (update.kind == Kind.TRUNCATE or old.payload_length == update.length)
