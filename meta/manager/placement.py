@@ -8,6 +8,7 @@ for balanced incomplete block designs goes behind the same function.
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 
 from hillfire.errors import Code, Error
 from hillfire.types import NodeId
@@ -16,6 +17,8 @@ MAX_TARGETS_PER_NODE = 999
 MAX_REPLICAS = 16
 MAX_NODES = 4096
 MAX_TARGETS = 1 << 16
+MAX_PERMUTED = 5
+"""Longer chains are only rotated: their permutations are too many to try."""
 
 
 def require(nodes: int, targets_per_node: int, replicas: int) -> None:
@@ -86,14 +89,15 @@ class _Table:
         return -self.free[node], max(met, default=0), sum(met), node
 
     def _in_order(self, members: Sequence[NodeId]) -> tuple[NodeId, ...]:
-        """Give each place, the head's first, to the member that has had it least often."""
-        left, chain = list(members), list[NodeId]()
-        for position in range(len(members)):
-            chosen = min(left, key=lambda n: (self._roles[n, position], self._heads_less(n), n))
-            left.remove(chosen)
-            chain.append(chosen)
-        return tuple(chain)
+        """Choose the order in which everyone stands where it has stood least, heads first."""
+        if len(members) <= MAX_PERMUTED:
+            orders = permutations(sorted(members))
+        else:
+            ring = sorted(members)
+            orders = iter([(*ring[i:], *ring[:i]) for i in range(len(ring))])
+        return min(orders, key=self._repetition)
 
-    def _heads_less(self, node: NodeId) -> int:
-        """Prefer, among equals, whoever has headed more chains: it has had its share."""
-        return -self._roles[node, 0]
+    def _repetition(self, order: Sequence[NodeId]) -> tuple[int, int]:
+        """Count how often these nodes were in these places: as head, then in all."""
+        stood = [self._roles[node, place] for place, node in enumerate(order)]
+        return stood[0], sum(stood)
