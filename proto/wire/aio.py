@@ -173,10 +173,10 @@ class AsyncConnection(base.AsyncConnection):
     def _again(self) -> Error:
         """Return why the connection ended, as a new exception."""
         assert self._cause is not None
-        return Error(self._cause.code, self._cause.strerror)
+        return Error(self._cause.code, self._cause.strerror or "")
 
     def _lost(self, exc: OSError | None) -> None:
-        """The server's side has ended."""
+        """Take note that the server's side has ended."""
         if exc is not None and not self._losing:
             self._losing = True
             self._look()  # it may have said why

@@ -106,7 +106,7 @@ class BlockingConnection(base.BlockingConnection):
         """Return why the connection ended, as a new exception."""
         if self._cause is None:
             return Error(Code.INVALID, "no such request is outstanding")
-        return Error(self._cause.code, self._cause.strerror)
+        return Error(self._cause.code, self._cause.strerror or "")
 
     def _wait(self, deadline: float, what: str) -> None:
         """Receive once; send first what could not be sent before.
@@ -215,7 +215,7 @@ class BlockingConnection(base.BlockingConnection):
                 self._lock.release()
 
     def _lost(self, exc: OSError | None) -> Error:
-        """The server's side has ended. Return the error to raise."""
+        """Take note that the server's side has ended and return the error to raise."""
         if exc is not None and not self._losing:
             self._losing = True
             self._look()  # it may have said why

@@ -21,7 +21,7 @@ from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_REGION_BYTES, Answer, H
 from hillfire.proto.wire.frame import Frame, Kind, Parser, Role, check_hello, encode, hello
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.shm import ShmSide
-from hillfire.proto.wire.tcp import TcpSide
+from hillfire.proto.wire.tcp import Kept, TcpSide
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Job(NamedTuple):
 
     frame: Frame
     incoming: Incoming
-    kept: object
+    kept: Kept
     cost: int
 
 
@@ -190,7 +190,7 @@ class Connection:
         try:
             sources, destinations, kept, cost = self._side.open(frame)
         except Error as exc:
-            answer = error_answer(exc.code, exc.strerror)
+            answer = error_answer(exc.code, exc.strerror or "")
             incoming = Incoming(frame.method, frame.body, (), (), 0.0, self._peer)
             self._answer(_Job(frame, incoming, None, 0), answer)
             return
@@ -292,7 +292,7 @@ class Connection:
     def refuse(self, exc: Error) -> None:
         """Say what is wrong with the peer, as far as it listens, and end."""
         log.warning("refused peer=%s code=%s cause=%s", self._peer, exc.code.name, exc.strerror)
-        answer = error_answer(exc.code, exc.strerror)
+        answer = error_answer(exc.code, exc.strerror or "")
         self._out.put([encode(Kind.RESPONSE, answer.code, 0, body=answer.body)])
         try:
             self._out.flush()

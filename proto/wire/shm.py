@@ -19,6 +19,7 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Answer
 from hillfire.proto.wire.frame import FILLED, PART, REGISTER, UNREGISTER, Frame, Kind
 from hillfire.proto.wire.outgoing import Buffer
+from hillfire.proto.wire.tcp import Kept
 from hillfire.region import SEALS
 
 MAX_DESCRIPTORS = 4
@@ -109,7 +110,8 @@ class ShmSide:
         if frame.kind == Kind.REGISTER and len(frame.body) == REGISTER.size:
             if not self._descriptors:
                 raise Error(Code.PROTOCOL, "a REGISTER without its descriptor")
-            self._register(*REGISTER.unpack(frame.body), self._descriptors.popleft())
+            region, length = REGISTER.unpack(frame.body)
+            self._register(region, length, self._descriptors.popleft())
         elif frame.kind == Kind.UNREGISTER and len(frame.body) == UNREGISTER.size:
             gone = self._regions.pop(UNREGISTER.unpack(frame.body)[0], None)
             if isinstance(gone, memoryview):
@@ -134,7 +136,7 @@ class ShmSide:
         finally:
             os.close(fd)
 
-    def open(self, frame: Frame) -> tuple[Sequence[memoryview], Sequence[memoryview], object, int]:
+    def open(self, frame: Frame) -> tuple[Sequence[memoryview], Sequence[memoryview], Kept, int]:
         """Return a request's sources and destinations, what to keep for ``reply``, its cost.
 
         Raises:
@@ -163,15 +165,15 @@ class ShmSide:
             return found
         if found is None:
             raise Error(Code.INVALID, f"region {region} is not registered")
-        raise Error(found.code, found.strerror)
+        raise Error(found.code, found.strerror or "")
 
     def reply(
-        self, kept: object, destinations: Sequence[memoryview], answer: Answer
+        self, kept: Kept, destinations: Sequence[memoryview], answer: Answer
     ) -> tuple[bytes, list[Buffer]]:
         """Return the table of a response and its data: over shm it is in place already."""
         return b"".join(map(FILLED.pack, answer.filled)), []
 
-    def give_back(self, kept: object) -> None:
+    def give_back(self, kept: Kept) -> None:
         """Take back what ``open`` gave: nothing here."""
 
     def close(self) -> None:

@@ -1,0 +1,130 @@
+"""Messages to floor types and back: the only place that knows both."""
+
+from hillfire.cluster import (
+    Chain,
+    ChainTable,
+    Endpoint,
+    LocalState,
+    Node,
+    NodeKind,
+    PublicState,
+    Routing,
+    Target,
+)
+from hillfire.errors import Code, Error
+from hillfire.layout import Layout
+from hillfire.proto import cluster_pb2, meta_pb2
+from hillfire.types import ChainId, NodeId, TargetId
+
+
+def endpoint_to_message(endpoint: Endpoint) -> cluster_pb2.Endpoint:
+    """Return the message of an endpoint."""
+    return cluster_pb2.Endpoint(
+        grpc=endpoint.grpc, tcp=endpoint.tcp, shm=endpoint.shm, host=endpoint.host
+    )
+
+
+def endpoint_from_message(message: cluster_pb2.Endpoint) -> Endpoint:
+    """Return the endpoint of a message."""
+    return Endpoint(message.grpc, message.tcp, message.shm, message.host)
+
+
+def layout_to_message(layout: Layout) -> meta_pb2.FileLayout:
+    """Return the message of a layout."""
+    return meta_pb2.FileLayout(chunk_bytes=layout.chunk_bytes, chains=layout.chains)
+
+
+def layout_from_message(message: meta_pb2.FileLayout) -> Layout:
+    """Return the layout of a message.
+
+    Raises:
+        Error: PROTOCOL if no file can have it.
+    """
+    try:
+        return Layout(message.chunk_bytes, tuple(ChainId(chain) for chain in message.chains))
+    except ValueError as exc:
+        raise Error(Code.PROTOCOL, f"not a layout: {exc}") from exc
+
+
+def routing_to_message(routing: Routing) -> cluster_pb2.Routing:
+    """Return the message of a routing."""
+    message = cluster_pb2.Routing(cluster=routing.cluster, version=routing.version)
+    if routing.manager is not None:
+        message.manager.CopyFrom(endpoint_to_message(routing.manager))
+    for node in routing.nodes.values():
+        message.nodes.add(
+            id=node.id,
+            kind=cluster_pb2.NodeKind.ValueType(node.kind),
+            endpoint=endpoint_to_message(node.endpoint),
+            incarnation=node.incarnation,
+            alive=node.alive,
+        )
+    for target in routing.targets.values():
+        message.targets.add(
+            id=target.id,
+            node=target.node,
+            chain=target.chain,
+            disk=target.disk,
+            state=cluster_pb2.PublicState.ValueType(target.state),
+            local=cluster_pb2.LocalState.ValueType(target.local),
+            used_bytes=target.used_bytes,
+            capacity_bytes=target.capacity_bytes,
+        )
+    for chain in routing.chains.values():
+        made = message.chains.add(id=chain.id, version=chain.version)
+        for member, state in chain.targets:
+            made.targets.add(target=member, state=cluster_pb2.PublicState.ValueType(state))
+    for table in routing.tables.values():
+        message.tables.add(id=table.id, chains=table.chains)
+    return message
+
+
+def routing_from_message(message: cluster_pb2.Routing) -> Routing:
+    """Return the routing of a message.
+
+    Raises:
+        Error: PROTOCOL for a state or kind that does not exist.
+    """
+    try:
+        return Routing(
+            cluster=message.cluster,
+            version=message.version,
+            manager=endpoint_from_message(message.manager) if message.HasField("manager") else None,
+            nodes={NodeId(node.id): _node(node) for node in message.nodes},
+            targets={TargetId(target.id): _target(target) for target in message.targets},
+            chains={ChainId(chain.id): _chain(chain) for chain in message.chains},
+            tables={
+                table.id: ChainTable(table.id, tuple(ChainId(chain) for chain in table.chains))
+                for table in message.tables
+            },
+        )
+    except ValueError as exc:
+        raise Error(Code.PROTOCOL, f"not a routing: {exc}") from exc
+
+
+def _node(message: cluster_pb2.Node) -> Node:
+    return Node(
+        NodeId(message.id),
+        NodeKind(message.kind),
+        endpoint_from_message(message.endpoint),
+        message.incarnation,
+        message.alive,
+    )
+
+
+def _target(message: cluster_pb2.Target) -> Target:
+    return Target(
+        TargetId(message.id),
+        NodeId(message.node),
+        ChainId(message.chain),
+        message.disk,
+        PublicState(message.state),
+        LocalState(message.local),
+        message.used_bytes,
+        message.capacity_bytes,
+    )
+
+
+def _chain(message: cluster_pb2.Chain) -> Chain:
+    members = tuple((TargetId(each.target), PublicState(each.state)) for each in message.targets)
+    return Chain(ChainId(message.id), message.version, members)
