@@ -20,7 +20,8 @@ Slot = TypeVar("Slot")
 class Cut(NamedTuple):
     """The part of a file range that falls into one piece."""
 
-    index: int
+    number: int
+    """of the piece"""
     start: int
     """within the piece"""
     length: int

@@ -1,0 +1,158 @@
+"""What all operations of one mount share: the client, the inode table, write-behind, memory.
+
+Each group of operations (names, directories, data, extended attributes) is a class over this
+one; ``operations.Operations`` puts them together. No binding is known here.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from google.protobuf.message import Message
+
+from hillfire.client.aio import Client
+from hillfire.client.buffers import Buffers
+from hillfire.config import MountConfig
+from hillfire.errors import Code, Error
+from hillfire.fuse.attributes import Caller
+from hillfire.fuse.handles import Handles, Node, Nodes
+from hillfire.fuse.writeback import DirtyFile, WriteBehind
+from hillfire.proto import meta_pb2 as pb
+from hillfire.proto.wire.base import Part
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+PIECE_BYTES = MIB
+"""Of write-behind; a chunk may be larger, then it is written in several steps."""
+READ_BYTES = 32 * MIB
+"""The kernel asks for at most 1 MiB at a time, and has 12 requests of read-ahead outstanding."""
+MIN_WRITE_BYTES = 4 * MIB
+READ_WAIT_S = 60.0
+MAX_BACKGROUND = 256
+"""Trips to the metadata service that nobody waits for."""
+NAME_MAX_BYTES = 255
+
+
+class Shared:
+    """The state of one mount."""
+
+    def __init__(self, client: Client, config: MountConfig) -> None:
+        """Allocate the mount's memory.
+
+        Raises:
+            Error: NO_SPACE if it is not there.
+        """
+        self.client = client
+        self.config = config
+        self.nodes = Nodes(config.attribute_timeout_s)
+        self.handles = Handles()
+        self.read_slots = Buffers(READ_BYTES)
+        wanted = config.write_behind_bytes
+        slots = Buffers(max(MIN_WRITE_BYTES, wanted // PIECE_BYTES * PIECE_BYTES))
+        through = wanted < PIECE_BYTES
+        self.behind = WriteBehind(self._store, slots, PIECE_BYTES, through=through)
+        client.on_orphans = self._orphaned
+        self._background: set[asyncio.Task[None]] = set()
+
+    @staticmethod
+    def who(caller: Caller) -> pb.Caller:
+        """Return a caller whose permissions the kernel has checked (default_permissions)."""
+        return pb.Caller(uid=caller.uid, gid=caller.gid, checked=True)
+
+    def place(self, parent: int, name: bytes) -> pb.Place:
+        """Return where a name is.
+
+        Raises:
+            Error: NAME_TOO_LONG.
+        """
+        if len(name) > NAME_MAX_BYTES:
+            raise Error(Code.NAME_TOO_LONG, f"a name of {len(name)} bytes; {NAME_MAX_BYTES} fit")
+        return pb.Place(parent=parent, path=name)
+
+    async def fetch(self, inode: int) -> Node:
+        """Ask the metadata service for an inode.
+
+        Raises:
+            Error: NOT_FOUND once it is gone.
+        """
+        asked = self.nodes.tick()
+        return self.nodes.learn(await self.client.meta("Stat", pb.StatRequest(inode=inode)), asked)
+
+    async def settle(
+        self, node: Node, *, sync: bool = False, close: bool = False, anyway: bool = False
+    ) -> None:
+        """Tell the metadata service the length and time of change of what was written here.
+
+        ``sync`` makes it durable; ``close`` ends one write session. ``anyway``: also when there
+        is nothing to tell.
+        """
+        file = node.file
+        news = file is not None and file.unsettled
+        if not (news or sync or close or anyway):
+            return
+        request = pb.SettleRequest(
+            caller=pb.Caller(checked=True), inode=node.inode.id, epoch=node.inode.epoch,
+            sync=sync, close=close,
+        )  # fmt: skip
+        length = mtime_ns = 0
+        if file is not None and file.unsettled:
+            length, mtime_ns = file.length, file.mtime_ns
+            request.length, request.mtime_ns = length, mtime_ns
+        asked = self.nodes.tick()
+        inode = await self.client.meta("Settle", request)
+        if file is not None and (file.length, file.mtime_ns) == (length, mtime_ns):
+            file.unsettled = False
+        self.nodes.learn(inode, asked, mutation=True)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Do something that nobody waits for; an error is logged."""
+        task = asyncio.create_task(self._quietly(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def room_in_background(self) -> None:
+        """Wait while too much is done in the background."""
+        while len(self._background) >= MAX_BACKGROUND:
+            await asyncio.wait(self._background, return_when=asyncio.FIRST_COMPLETED)
+
+    def _orphaned(self, inodes: list[int]) -> None:
+        """Other mounts removed the last name of what is open here; it stays until closed."""
+        for inode in inodes:
+            node = self.nodes.find(inode)
+            if node is not None and node.opens:
+                node.held = True
+            else:
+                request = pb.SettleRequest(caller=pb.Caller(checked=True), inode=inode, close=True)
+                self.in_background(self._call("Settle", request))
+
+    async def _call(self, name: str, request: Message) -> None:
+        await self.client.meta(name, request)
+
+    async def finish(self) -> None:
+        """Store and settle everything, as the mount ends."""
+        await self.behind.flush_all()
+        for handle in list(self.handles.files.values()):
+            session, handle.session = handle.session, False
+            await self._quietly(self.settle(handle.node, close=session))
+        while self._background:
+            await asyncio.wait(self._background)
+
+    @staticmethod
+    async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Error as exc:
+            log.warning("background error=%s", exc)
+
+    async def _store(self, file: DirtyFile, spans: list[tuple[int, Part]]) -> None:
+        """Send spans of a file (write-behind's way out)."""
+        if len(spans) == 1:
+            await self.client.write(file.inode, *spans[0])
+            return
+        entries = [(file.inode, offset, part) for offset, part in spans]
+        for result in await self.client.write_batch(entries):
+            if isinstance(result, Error):
+                raise result
