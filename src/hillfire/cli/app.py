@@ -156,6 +156,12 @@ def status(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show each change.")] = False,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="First wait until every chain serves with all its replicas."
+        ),
+    ] = 0,
 ) -> None:
     """Show nodes, chains, targets with their states, and space.
 
@@ -167,10 +173,12 @@ def status(
     hillfire status --dir ~/hf
 
     hillfire status --address 127.0.0.1:9700 --json | jq .space
+
+    hillfire status --wait 60 && echo all replicas are there
     """
     from hillfire.cli.status import run_status
 
-    run_status(directory, address, as_json=json, watch=watch)
+    run_status(directory, address, as_json=json, watch=watch, wait_s=wait)
 
 
 @app.command(rich_help_panel=ANY)
@@ -269,6 +277,14 @@ def config(kind: Annotated[Kind, typer.Argument(help="manager, meta, storage or 
 NodeName = Annotated[
     str, typer.Argument(metavar="NAME", help="manager, meta, storage-101, ... or mount.")
 ]
+
+
+@node_app.command("list")
+def node_list(directory: Directory) -> None:
+    """Show the processes of a running cluster, one a line: name, state, pid, log."""
+    from hillfire.cli.cluster import run_node_list
+
+    run_node_list(directory)
 
 
 @node_app.command("kill")

@@ -136,6 +136,14 @@ def run_node(name: str, path: Path, action: str) -> None:
     print(f"{name} is {answer['state']}{now}")
 
 
+def run_node_list(path: Path) -> None:
+    """Print the processes of a cluster."""
+    answer = ask(ClusterDirectory(path).control_path, {"do": "status"}, NODE_TIMEOUT_S)
+    for service in answer["services"]:
+        pid = service["pid"] or "-"
+        print(f"{service['name']:<12} {service['state']:<9} {pid:<8} {service['log']}")
+
+
 class _Steps:
     """Shows what a start is doing: a line that moves, and one that stays for each finished step."""
 

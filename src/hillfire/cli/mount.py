@@ -1,5 +1,6 @@
 """``hillfire mount``: in the foreground as this process, or as one in the background."""
 
+import asyncio
 import dataclasses
 import logging
 from pathlib import Path
@@ -47,7 +48,7 @@ def run_mount(
                 "the mount needs pyfuse3: `sudo apt-get install fuse3 libfuse3-dev pkg-config gcc "
                 "python3-dev`, then `pip install 'hillfire[mount]'`",
             ) from error
-        run(settings, lambda: say_ready(ready_fd))
+        asyncio.run(run(settings, lambda: say_ready(ready_fd)))
     except Error as error:
         say_failed(ready_fd, error)
         raise

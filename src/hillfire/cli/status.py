@@ -2,12 +2,9 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
-
-from hillfire.proto.convert import routing_from_message
-from hillfire.proto.service import decode, encode, method
-from hillfire.proto.wire.pick import connect_blocking
 
 from hillfire.cli.report import report
 from hillfire.cluster import Endpoint
@@ -15,8 +12,11 @@ from hillfire.config import format_size
 from hillfire.errors import Code, Error
 from hillfire.local.control import ask
 from hillfire.local.directory import ClusterDirectory, last_cluster_path
+from hillfire.proto.convert import routing_from_message
 from hillfire.proto.manager_pb2 import GetRoutingRequest
+from hillfire.proto.service import decode, encode, method
 from hillfire.proto.wire.base import BlockingConnection
+from hillfire.proto.wire.pick import connect_blocking
 
 CALL_TIMEOUT_S = 5.0
 WATCH_MS = 2000
@@ -24,7 +24,9 @@ _UNHEALTHY = 2
 _GET_ROUTING = method("Manager", "GetRouting")
 
 
-def run_status(path: Path | None, address: str | None, *, as_json: bool, watch: bool) -> None:
+def run_status(
+    path: Path | None, address: str | None, *, as_json: bool, watch: bool, wait_s: float
+) -> None:
     """Print a cluster's status, once or at each change."""
     directory = ClusterDirectory(path) if path is not None else None
     where = directory.shape().address if directory else address or last_cluster()
@@ -41,6 +43,9 @@ def run_status(path: Path | None, address: str | None, *, as_json: bool, watch: 
         ) from error
     try:
         current = _fetch(connection, where, local, 0, 0)
+        deadline = time.monotonic() + wait_s
+        while not current["healthy"] and time.monotonic() < deadline:
+            current = _fetch(connection, where, local, current["version"], WATCH_MS)
         if watch:
             _watch(connection, where, directory, current, as_json=as_json)
         elif as_json:

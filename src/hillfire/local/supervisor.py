@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
-from hillfire.proto.convert import routing_from_message
-from hillfire.proto.service import GrpcClient, method
 
 from hillfire.cluster import PublicState, Routing
 from hillfire.errors import Code, Error
@@ -24,7 +22,9 @@ from hillfire.local import mounts, ports
 from hillfire.local.control import ControlServer
 from hillfire.local.directory import ClusterDirectory, Service, Shape, remember_last_cluster
 from hillfire.local.keeper import Keeper
+from hillfire.proto.convert import routing_from_message
 from hillfire.proto.manager_pb2 import AttestExitRequest, CreateChainsRequest, GetRoutingRequest
+from hillfire.proto.service import GrpcClient, method
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ REPLICAS_TIMEOUT_S = 20.0
 """How long a start waits for the replicas that are not up to date; the cluster serves already."""
 POLL_MS = 500
 MOUNT = "mount"
+MOUNT_STOP_TIMEOUT_S = 40.0
+"""What was written and not yet stored is stored first."""
 
 
 class Progress(Protocol):
@@ -218,7 +220,7 @@ class Supervisor:
         mount = self._keepers.get(MOUNT)
         if mount is not None:
             self._progress("unmounting")
-            await mount.stop()
+            await mount.stop(MOUNT_STOP_TIMEOUT_S)
             await self._on_mount_end(mount)
         if "manager" in self._keepers:
             self._progress("stopping the services")
