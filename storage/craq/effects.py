@@ -48,10 +48,10 @@ class Discard(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One answer: request, index of its item, outcome."""
+    """One answer: request, position of its item, outcome."""
 
     request: int
-    index: int
+    item: int
     code: int
     version: int
     length: int

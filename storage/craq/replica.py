@@ -155,7 +155,7 @@ class Replica:
                 return None
             if tag.sequence < last[0]:
                 self._refuse(request, index, Code.STALE)
-            return None
+                return None
         if self.channels.join(tag, (request, index)):
             return None
         return self._make(request, index, item, tag, payload)
@@ -201,7 +201,7 @@ class Replica:
             if self.state is PublicState.SERVING and holder.kind != Kind.REPLACE:
                 self._tell(f"sender diverged at {holder}: it has tag {tuple(tag)}")
                 self._refuse(request, index, Code.CONFLICT)
-            return None
+                return None
         operation = self._make(request, index, item, tag, payload)
         operation.forwarded = True
         operation.version = item.version
@@ -361,6 +361,12 @@ class Replica:
         whole = operation.kind == Kind.REPLACE  # recovery's: the sender's affair with us alone
         if self.successor is None or whole:
             operation.link = Link.NONE
+        elif operation.payload is None and not (self.waits and operation.stage == Stage.PENDING):
+            # Restored, its payload is in the store's pending record, which ends with the commit.
+            if operation.stage == Stage.COMMITTED:
+                self._transfer(operation)
+            else:
+                operation.link = Link.WANTED
         else:
             operation.attempt += 1
             operation.link = Link.SENT
