@@ -18,7 +18,7 @@ def node_of(request: manager.RegisterRequest) -> Node:
     """
     if not 1 <= request.node <= MAX_NODE:
         raise Error(Code.INVALID, f"node number {request.node}: choose 1 to {MAX_NODE}")
-    if request.kind not in (NodeKind.META, NodeKind.STORAGE):
+    if int(request.kind) not in tuple(NodeKind):
         raise Error(Code.INVALID, f"node {request.node} is of no known kind: {request.kind}")
     if request.incarnation == 0:
         raise Error(Code.INVALID, f"node {request.node} has no incarnation")

@@ -90,11 +90,10 @@ class _Table:
 
     def _in_order(self, members: Sequence[NodeId]) -> tuple[NodeId, ...]:
         """Choose the order in which everyone stands where it has stood least, heads first."""
-        if len(members) <= MAX_PERMUTED:
-            orders = permutations(sorted(members))
-        else:
-            ring = sorted(members)
-            orders = iter([(*ring[i:], *ring[:i]) for i in range(len(ring))])
+        ring = sorted(members)
+        orders = [(*ring[i:], *ring[:i]) for i in range(len(ring))]
+        if len(ring) <= MAX_PERMUTED:
+            orders = list(permutations(ring))
         return min(orders, key=self._repetition)
 
     def _repetition(self, order: Sequence[NodeId]) -> tuple[int, int]:

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import logging
 
-from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
-
 from hillfire.clock import SYSTEM, Clock
 from hillfire.cluster import Endpoint, Routing
 from hillfire.config import ManagerConfig
 from hillfire.meta.manager.service import ManagerService
 from hillfire.meta.manager.state import Store
+from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
 from hillfire.proto.wire.pick import host_id
 from hillfire.proto.wire.server import WireServer
 

@@ -11,8 +11,6 @@ import contextlib
 import logging
 from collections import deque
 
-from hillfire.proto.service import CallContext
-
 from hillfire.clock import NS_PER_MS, NS_PER_S, SYSTEM, Clock
 from hillfire.cluster import Endpoint, LocalState, Node, NodeKind, Routing
 from hillfire.config import ManagerConfig
@@ -25,6 +23,7 @@ from hillfire.meta.manager.state import Store
 from hillfire.proto import cluster_pb2 as pb
 from hillfire.proto import convert
 from hillfire.proto import manager_pb2 as manager
+from hillfire.proto.service import CallContext
 from hillfire.types import NodeId, TargetId
 
 log = logging.getLogger(__name__)
