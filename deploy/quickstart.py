@@ -6,6 +6,7 @@ index, small files beside them, a link to the newest step, and a manifest of SHA
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -91,8 +92,7 @@ class Node:
     def make_sure_all_serve(self) -> None:
         """Start the victim if an earlier run left it down; wait for all replicas."""
         where = ["--dir", str(self._directory)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run([self._command, "node", "start", VICTIM, *where], **quiet)
+        subprocess.run([self._command, "node", "start", VICTIM, *where], capture_output=True)
         self.run("status", *where, "--wait", "120")
 
 
@@ -206,10 +206,8 @@ def forget(paths: Iterator[Path]) -> None:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if os.geteuid() == 0:
-        try:
+        with contextlib.suppress(OSError):  # a container may not; they were forgotten one by one
             Path("/proc/sys/vm/drop_caches").write_text("3\n")
-        except OSError:
-            pass  # a container may not; the files were forgotten one by one above
 
 
 def next_steps(options: argparse.Namespace) -> None:

@@ -46,14 +46,14 @@ def report(
         }
         for chain in sorted(routing.chains.values(), key=lambda each: each.id)
     ]
-    missing = _missing(nodes, chains)
+    problems = _problems(nodes, chains)
     manager = processes.get("manager", {})
     return {
         "address": address,
         "cluster": routing.cluster,
         "version": routing.version,
-        "healthy": not missing and bool(chains),
-        "problems": missing,
+        "healthy": not problems,
+        "problems": problems,
         "manager": {
             "grpc": routing.manager.grpc if routing.manager else None,
             "process": manager.get("state"),
@@ -80,9 +80,11 @@ def _target(routing: Routing, target: int, state: PublicState) -> dict[str, Any]
     }
 
 
-def _missing(nodes: list[dict[str, Any]], chains: list[dict[str, Any]]) -> list[str]:
+def _problems(nodes: list[dict[str, Any]], chains: list[dict[str, Any]]) -> list[str]:
     """Return a sentence for each thing that is not as it should be."""
     problems = [f"{node['name']} is dead" for node in nodes if node["state"] == "dead"]
+    if not chains:
+        problems.append("there are no chains yet: `hillfire up` makes them")
     for chain in chains:
         states = [target["state"] for target in chain["targets"]]
         if "serving" not in states:

@@ -38,14 +38,12 @@ def run_serve(kind: str, path: Path, *, ready_fd: int | None, parent: int | None
         observe.name_process(name)
         asyncio.run(_serve(server, ready_fd))
     except Error as error:
-        log.error("cannot_serve error=%r", str(error))
         say_failed(ready_fd, error)
         raise
-    except OSError as error:
-        log.exception("cannot_serve error=%r", str(error))
-        failure = Error(Code.IO, str(error))
-        say_failed(ready_fd, failure)
-        raise failure from error
+    except Exception as error:
+        log.exception("crashed")
+        say_failed(ready_fd, Error(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+        raise
 
 
 def _make(kind: str, path: Path) -> tuple[Server, str, str]:

@@ -152,7 +152,7 @@ def _render(current: dict[str, Any]) -> Any:
 
     space = current["space"]
     nodes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("node", "id", "state", "pid", "restarts", "wire", "grpc", "used", "targets"):
+    for column in ("node", "id", "state", "pid", "restarts", "wire", "used", "targets"):
         nodes.add_column(column, justify="right" if column in ("id", "pid", "used") else "left")
     manager = current["manager"]
     nodes.add_row(
@@ -162,7 +162,6 @@ def _render(current: dict[str, Any]) -> Any:
         _text(manager["pid"]),
         _text(manager["restarts"]),
         current["address"],
-        _text(manager["grpc"]),
         "",
         "",
     )
@@ -177,7 +176,6 @@ def _render(current: dict[str, Any]) -> Any:
             _text(node["pid"]),
             _text(node["restarts"]),
             node["tcp"],
-            node["grpc"],
             format_size(sum(t["used_bytes"] for t in held)) if held else "",
             _counts([t["state"] for t in held]),
         )
@@ -199,7 +197,7 @@ def _render(current: dict[str, Any]) -> Any:
     if current["healthy"]:
         verdict = "[green]healthy: every chain serves with all its replicas[/green]"
     else:
-        problems = current["problems"] or ["there are no chains yet"]
+        problems = current["problems"]
         shown = [f"[yellow]! {problem}[/yellow]" for problem in problems[:8]]
         if len(problems) > len(shown):
             shown.append(f"[yellow]! and {len(problems) - len(shown)} more[/yellow]")
