@@ -6,6 +6,7 @@ It waits by the loop's readiness callbacks; a request costs a future and a timer
 import asyncio
 import os
 import socket
+import threading
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base
@@ -35,6 +36,7 @@ class AsyncConnection(base.AsyncConnection):
         self._cause: Error | None = None
         self._closed = False  # the socket, that is: nothing can arrive any more
         self._losing = False
+        self._lock = threading.Lock()  # of ``drain``, once several threads may look
         self.server_pid = 0
         self._loop.add_reader(sock, self._readable)
         self._out.put([hello(Role.CLIENT, os.getpid())])
@@ -69,7 +71,7 @@ class AsyncConnection(base.AsyncConnection):
         if self._cause is not None:
             raise self._again()
         calls = self._calls
-        number = calls.start(request, timeout_s, self._out, self._look)
+        number = calls.start(request, timeout_s, self._out, self._renew)
         future: asyncio.Future[base.Reply] = self._loop.create_future()
         calls.pending[number].waiter = future
         if not self._writing:
@@ -165,10 +167,25 @@ class AsyncConnection(base.AsyncConnection):
             if self._closed or not self._receive():
                 return
 
+    def _renew(self) -> None:
+        """Take in what has arrived.
+
+        Raises:
+            Error: the connection has ended.
+        """
+        self._look()
+        if self._cause is not None:
+            raise self._again()
+
     def drain(self) -> None:
         """Look whether given-up requests have ended, from the loop's own thread or once closed."""
-        if self._cause is not None or asyncio._get_running_loop() is self._loop:
-            self._look()
+        if self._cause is None and asyncio._get_running_loop() is not self._loop:
+            return
+        if self._lock.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._lock.release()
 
     def _again(self) -> Error:
         """Return why the connection ended, as a new exception."""

@@ -69,7 +69,7 @@ class BlockingConnection(base.BlockingConnection):
         with self._lock:
             if self._cause is not None:
                 raise self._again()
-            number = self._calls.start(request, timeout_s, self._out, self._look)
+            number = self._calls.start(request, timeout_s, self._out, self._renew)
             try:
                 if not self._flush():
                     self._send(time.monotonic() + timeout_s)
@@ -206,6 +206,16 @@ class BlockingConnection(base.BlockingConnection):
         except Error:
             return
 
+    def _renew(self) -> None:
+        """Take in what has arrived.
+
+        Raises:
+            Error: the connection has ended.
+        """
+        self._look()
+        if self._cause is not None:
+            raise self._again()
+
     def drain(self) -> None:
         """Look whether given-up requests have ended. Any thread may call it."""
         if self._lock.acquire(blocking=False):
@@ -251,3 +261,9 @@ class BlockingConnection(base.BlockingConnection):
         with self._lock:
             self._end(Error(Code.CONNECTION, "the connection was closed"))
             self._look()
+
+    def abandon(self) -> None:
+        """Drop what a fork inherited: the descriptor is closed, nothing is said over the socket."""
+        self._cause = Error(Code.CONNECTION, "the connection belongs to the parent process")
+        self._closed = True
+        self._sock.close()

@@ -115,7 +115,7 @@ class Calls:
         if total > MAX_DATA_BYTES:
             raise Error(Code.TOO_LARGE, f"parts of {total} bytes, {MAX_DATA_BYTES} are allowed")
         if quarantined:
-            drain()
+            drain()  # raises if that shows that the connection has ended
             for position, (region, offset, length) in enumerate(parts):
                 region.check(offset, length, landing=position >= sources)
 
@@ -239,6 +239,8 @@ class TcpCalls(Calls):
         call = self.pending.get(frame.request)
         if frame.kind != Kind.RESPONSE or call is None:
             raise Error(Code.PROTOCOL, "data that was not asked for")
+        if call.given_up:
+            return _scrap(frame.data_bytes)
         destinations = call.request.destinations
         if frame.sources or frame.destinations != len(destinations):
             raise Error(Code.PROTOCOL, "an answer with other parts than its request")
@@ -254,6 +256,15 @@ class TcpCalls(Calls):
         if total != frame.data_bytes:
             raise Error(Code.PROTOCOL, "an answer's parts do not add up to its data")
         return _merge(filled)
+
+
+_SCRAP = memoryview(bytearray(64 * 1024))
+
+
+def _scrap(n_bytes: int) -> list[memoryview]:
+    """Return memory that nobody reads, again and again the same."""
+    whole, rest = divmod(n_bytes, len(_SCRAP))
+    return [_SCRAP] * whole + [_SCRAP[:rest]]
 
 
 def _merge(parts: Sequence[Part]) -> list[memoryview]:

@@ -37,9 +37,11 @@ class Limits:
     """in flight on a connection"""
     in_flight_bytes: int = 128 * 1024 * 1024
     """of bodies and data of the requests in flight on a connection"""
-    regions: int = 1024
+    regions: int = 256
     """registered on a connection"""
     region_bytes: int = MAX_REGION_BYTES
+    total_bytes: int = 1024 * 1024 * 1024
+    """of all connections' requests in flight; beyond it each connection may have one"""
     connections: int = 4096
     """of the whole server"""
     hello_s: float = 10.0
@@ -67,6 +69,8 @@ class Owner(Protocol):
     limits: Limits
     loop: asyncio.AbstractEventLoop
     tasks: set[asyncio.Task[None]]
+    bytes: int
+    """of all requests in flight"""
 
     def ended(self, connection: "Connection") -> None:
         """Take note that a connection's socket is closed."""
@@ -140,7 +144,11 @@ class Connection:
     def _full(self) -> bool:
         """Tell whether the client has as much in flight as it may."""
         limits = self._owner.limits
-        return self._requests >= limits.requests or self._bytes >= limits.in_flight_bytes
+        return (
+            self._requests >= limits.requests
+            or self._bytes >= limits.in_flight_bytes
+            or (self._bytes > 0 and self._owner.bytes >= limits.total_bytes)
+        )
 
     def _take(self) -> bool:
         """Handle frames; tell whether more may be there than the limits allow.
@@ -179,8 +187,6 @@ class Connection:
                 self._timer.cancel()
                 self._timer = None
             self._out.put([hello(Role.SERVER, self._pid)])
-        elif frame.kind == Kind.GOODBYE:
-            self.end("")
         else:
             self._side.control(frame)
 
@@ -200,6 +206,7 @@ class Connection:
         job = _Job(frame, incoming, kept, cost + len(frame.body))
         self._requests += 1
         self._bytes += job.cost
+        self._owner.bytes += job.cost
         try:
             answer = self._owner.handler(incoming)
         except Exception as exc:
@@ -241,7 +248,7 @@ class Connection:
         """Queue an answer; its memory goes back to the pool when it has left."""
         data: list[bytes | memoryview] = []
         table = b""
-        if answer.filled:
+        if answer.filled and not answer.code:
             filled, destinations = answer.filled, job.incoming.destinations
             assert len(filled) == len(destinations), "one count a destination, or none at all"
             table, data = self._side.reply(job.kept, destinations, answer)
@@ -266,6 +273,7 @@ class Connection:
     def _sent(self, job: _Job) -> None:
         """Take note that an answer has left."""
         self._bytes -= job.cost
+        self._owner.bytes -= job.cost
         self._side.give_back(job.kept)
 
     def _flush(self) -> None:

@@ -55,8 +55,7 @@ class Kind(IntEnum):
     REGISTER = 4
     """shm: a region, its descriptor alongside. Not answered: a refusal is answered at its use."""
     UNREGISTER = 5
-    GOODBYE = 6
-    """The client will send no more."""
+    """shm: a region that the client will not use again. Not answered."""
 
 
 class Role(IntEnum):
@@ -157,7 +156,7 @@ def _head_bytes(kind: int, body: int, sources: int, destinations: int, data: int
         table = parts * PART.size
     elif kind == Kind.RESPONSE:
         table = parts * FILLED.size
-    elif not Kind.HELLO <= kind <= Kind.GOODBYE:
+    elif not Kind.HELLO <= kind <= Kind.UNREGISTER:
         raise Error(Code.PROTOCOL, f"unknown kind of frame: {kind}")
     elif parts or data or body > MAX_CONTROL_BYTES:
         raise Error(Code.PROTOCOL, f"a {Kind(kind).name} frame with parts, data or a large body")
@@ -235,7 +234,7 @@ class Parser:
             if self._large_end < len(self._large):
                 return None
             head, self._large = self._large, None
-            return self._take(bytes(head))
+            return self._take(head)
         start, available = self._start, self._end - self._start
         if available < HEADER.size:
             if available >= _PREFIX.size:
@@ -254,7 +253,7 @@ class Parser:
         self._start = start + size
         return self._take(bytes(self._view[start : start + size]))
 
-    def _take(self, head: bytes) -> Frame | None:
+    def _take(self, head: bytes | memoryview) -> Frame | None:
         """Make a frame of its head; if it carries data, wait for that."""
         fields = HEADER.unpack_from(head)
         view = memoryview(head)

@@ -39,6 +39,7 @@ class WireServer:
         self.limits = limits or Limits()
         self.loop: asyncio.AbstractEventLoop
         self.tasks: set[asyncio.Task[None]] = set()
+        self.bytes = 0
         self._tcp = tcp
         self._shm = shm
         self._pool = BufferPool()

@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import socket
+import sys
 from array import array
 from collections import deque
 from collections.abc import Sequence
@@ -52,7 +53,9 @@ def map_region(fd: int, length: int) -> mmap.mmap:
         if status.st_blocks * 512 < length:
             text = f"a region of {length} bytes has only {status.st_blocks * 512} allocated"
             raise Error(Code.NOT_PERMITTED, text)
-        return mmap.mmap(fd, length)
+        if sys.version_info >= (3, 13):
+            return mmap.mmap(fd, length, trackfd=False)
+        return mmap.mmap(fd, length)  # keeps a descriptor of its own for as long as it is mapped
     except Error:
         raise
     except (OSError, ValueError) as exc:

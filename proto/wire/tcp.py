@@ -138,6 +138,7 @@ class TcpSide:
                 if stop > start:
                     data.append(buffer[start:stop])
                 start = stop = position
+            assert filled <= len(view), "more filled than there was room"
             stop += filled
             position += len(view)
         if stop > start:
