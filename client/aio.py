@@ -1,0 +1,318 @@
+"""The asyncio shell, and the client that the mount is built on.
+
+One connection a node carries any number of requests at once. The same operations as in
+``sync.py`` are driven here; what they decide cannot differ between the two faces.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from hillfire.client import reading, writing
+from hillfire.client.actions import Call, Exchange, Join, Operation, Outcome, Pause, Spawn
+from hillfire.client.buffers import DEFAULT_BYTES, Buffers
+from hillfire.client.core import Core
+from hillfire.client.session import Session
+from hillfire.client.sync import manager_endpoint, new_client, own_identity
+from hillfire.cluster import Endpoint
+from hillfire.errors import Code, Error
+from hillfire.proto import meta_pb2
+from hillfire.proto.wire.base import AsyncConnection, Part
+from hillfire.proto.wire.pick import connect_async, host_id
+from hillfire.region import Region
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 2.0
+
+_BROKEN = frozenset({Code.CONNECTION, Code.PROTOCOL})
+
+
+class Client:
+    """A cluster, by inode: metadata calls, chunk reads and writes, one session.
+
+    ``hold`` is the set of inodes that the owner has open: keep it up to date, and inodes whose
+    last name goes elsewhere stay until they leave it *and* are settled with ``close``.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        transport: str | None = None,
+        io_timeout_s: float = 60.0,
+        staging_bytes: int = DEFAULT_BYTES,
+    ) -> None:
+        """Use ``connect``."""
+        self.core = Core(
+            manager_endpoint(address),
+            new_client(),
+            clock=time.monotonic,
+            wall_ns=time.time_ns,
+            host=host_id(),
+            identity=own_identity(),
+            io_timeout_s=io_timeout_s,
+        )
+        self.address = address
+        self.on_orphans: Callable[[list[int]], None] | None = None
+        """told of inodes in ``hold`` that lost their last name"""
+        self.session = Session(self.core)
+        self._transport = transport
+        self._staging_bytes = staging_bytes
+        self._buffers: Buffers | None = None
+        self.core.pool = self
+        self._connections: dict[Endpoint, AsyncConnection] = {}
+        self._connecting: dict[Endpoint, asyncio.Task[AsyncConnection]] = {}
+        self._beating: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    async def connect(
+        cls,
+        address: str,
+        transport: str | None = None,
+        io_timeout_s: float = 60.0,
+        *,
+        staging_bytes: int = DEFAULT_BYTES,
+        session: bool = True,
+    ) -> "Client":
+        """Return a client of the cluster whose manager listens at ``address``.
+
+        ``session``: begin the heartbeats at once, as a mount wants it; else at the first open.
+
+        Raises:
+            Error: UNAVAILABLE if no manager answers, CONFIGURATION for a malformed address.
+        """
+        client = cls(
+            address, transport=transport, io_timeout_s=io_timeout_s, staging_bytes=staging_bytes
+        )
+        try:
+            await client.run(client.core.first_routing())
+        except BaseException:
+            await client.close()
+            raise
+        if session:
+            client.keep_session()
+        return client
+
+    def __repr__(self) -> str:
+        """Name the cluster."""
+        return f"<hillfire client {self.core.client:#x} of {self.address}>"
+
+    @property
+    def id(self) -> int:
+        """The client id: of its session, its update tags and its request numbers."""
+        return self.core.client
+
+    @property
+    def hold(self) -> set[int]:
+        """Inodes that the owner has open."""
+        return self.core.hold
+
+    @property
+    def buffers(self) -> Buffers:
+        """Staging memory that servers on this host fill directly; made at its first use."""
+        if self._buffers is None:
+            self._buffers = Buffers(self._staging_bytes)
+        return self._buffers
+
+    def try_acquire(self, length: int) -> Part | None:
+        """Take staging memory for an operation of the core."""
+        if length > self._staging_bytes:
+            return None
+        return self.buffers.try_acquire(length)
+
+    def release(self, part: Part) -> None:
+        """Take it back."""
+        self.buffers.release(part)
+
+    # --- operations
+
+    async def meta(self, name: str, request: Message) -> Any:
+        """Call the metadata service: ``await client.meta("Create", CreateRequest(...))``.
+
+        Fills in ``caller.client`` and ``caller.request`` of mutations where they are not set,
+        and retries with the same request number.
+
+        Raises:
+            Error: the service's, or the last one after ``io_timeout_s``.
+        """
+        return await self.run(self.core.meta(name, request))
+
+    async def read(self, inode: meta_pb2.Inode, offset: int, into: Part) -> int:
+        """Fill ``into`` from ``offset`` up to the inode's length as it says; return the count.
+
+        Holes are filled with zeros.
+
+        Raises:
+            Error: as for a batch's entry.
+        """
+        operation = reading.read_batch(self.core, [(self.core.extent(inode), offset, into)])
+        return reading.only(await self.run(operation))
+
+    async def fetch(self, inode: meta_pb2.Inode, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes from ``offset``: ``read`` through staging memory.
+
+        Unlike ``read`` it also answers in time when a server stopped while it was filling the
+        memory: the bytes are read again from another replica, to another place.
+
+        Raises:
+            Error: as ``read``.
+        """
+        return await self.run(reading.fetch(self.core, self.core.extent(inode), offset, length))
+
+    async def write(self, inode: meta_pb2.Inode, offset: int, source: Part) -> None:
+        """Write ``source`` at ``offset`` to all replicas; the length is settled by the caller.
+
+        Raises:
+            Error: as for a batch's entry.
+        """
+        operation = writing.write_batch(self.core, [(self.core.extent(inode), offset, source)])
+        reading.only(await self.run(operation))
+
+    async def read_batch(
+        self, entries: Sequence[tuple[meta_pb2.Inode, int, Part]]
+    ) -> list[int | Error]:
+        """Read (inode, offset, part) entries at once: a byte count or an error for each."""
+        extent = self.core.extent
+        plain = [(extent(inode), offset, part) for inode, offset, part in entries]
+        return await self.run(reading.read_batch(self.core, plain))
+
+    async def write_batch(
+        self, entries: Sequence[tuple[meta_pb2.Inode, int, Part]]
+    ) -> list[int | Error]:
+        """Write (inode, offset, part) entries at once: a byte count or an error for each."""
+        extent = self.core.extent
+        plain = [(extent(inode), offset, part) for inode, offset, part in entries]
+        return await self.run(writing.write_batch(self.core, plain))
+
+    async def sync(self, inode: meta_pb2.Inode, start: int, end: int) -> None:
+        """Make [start, end) durable on every serving replica of the chains it touches.
+
+        Raises:
+            Error: the first that does not pass before the deadline.
+        """
+        await self.run(writing.sync(self.core, self.core.extent(inode), start, end))
+
+    # --- the shell
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Drive an operation to its end."""
+        try:
+            action = operation.send(None)
+            while True:
+                kind = type(action)
+                try:
+                    if kind is Exchange:
+                        calls = action.calls  # type: ignore[union-attr]
+                        value: Any = (
+                            [await self._call(calls[0])]
+                            if len(calls) == 1
+                            else await asyncio.gather(*map(self._call, calls))
+                        )
+                    elif kind is Pause:
+                        await asyncio.sleep(action.seconds)  # type: ignore[union-attr]
+                        value = None
+                    else:
+                        value = await self._perform(action)
+                except Error as exc:
+                    action = operation.throw(exc)
+                else:
+                    action = operation.send(value)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            operation.close()
+
+    async def _perform(self, action: Any) -> Any:
+        """Carry out an action that is neither an exchange nor a pause."""
+        if type(action) is Spawn:
+            return asyncio.ensure_future(self.run(action.operation))
+        assert type(action) is Join
+        return await action.handle
+
+    async def _call(self, call: Call) -> Outcome:
+        endpoint, request, timeout_s = call
+        connection = self._connections.get(endpoint)
+        try:
+            if connection is None:
+                connection = await self._connect(endpoint)
+            reply = await connection.request(request, timeout_s)
+        except Error as exc:
+            if connection is not None and exc.code in _BROKEN:
+                self._drop(endpoint, connection)
+            return Outcome(b"", exc, True)
+        return Outcome(reply.body, None, connection.kind != "tcp")
+
+    async def _connect(self, endpoint: Endpoint) -> AsyncConnection:
+        """Return the connection to a node; callers at the same moment share one attempt."""
+        if self._closed:
+            raise Error(Code.INVALID, "this client is closed")
+        task = self._connecting.get(endpoint)
+        if task is None:
+            attempt = connect_async(endpoint, CONNECT_TIMEOUT_S, transport=self._transport)
+            task = self._connecting[endpoint] = asyncio.ensure_future(_as_coroutine(attempt))
+            task.add_done_callback(lambda done: self._connected(endpoint, done))
+        return await asyncio.shield(task)
+
+    def _connected(self, endpoint: Endpoint, task: "asyncio.Task[AsyncConnection]") -> None:
+        self._connecting.pop(endpoint, None)
+        if task.cancelled() or task.exception() is not None:
+            return
+        if self._closed:
+            task.result().close()
+        else:
+            self._connections[endpoint] = task.result()
+
+    def _drop(self, endpoint: Endpoint, connection: AsyncConnection) -> None:
+        if self._connections.get(endpoint) is connection:
+            del self._connections[endpoint]
+        connection.close()
+
+    # --- the session
+
+    def keep_session(self) -> None:
+        """Begin the heartbeats unless they run."""
+        if self._beating is None and not self._closed:
+            self._beating = asyncio.create_task(self._beat(), name="hillfire-session")
+
+    async def _beat(self) -> None:
+        while True:
+            due_s, orphans = await self.run(self.session.beat())
+            if orphans and self.on_orphans is not None:
+                self.on_orphans(orphans)
+            if due_s:
+                await asyncio.sleep(due_s)
+
+    async def close(self) -> None:
+        """End the session and close every connection."""
+        if self._closed:
+            return
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+            self._beating = None
+            await self.run(self.session.end())
+        self._closed = True
+        for task in list(self._connecting.values()):
+            task.cancel()
+        for connection in self._connections.values():
+            connection.close()
+        self._connections = {}
+
+
+async def _as_coroutine(attempt: "Coroutine[Any, Any, AsyncConnection]") -> AsyncConnection:
+    return await attempt
+
+
+def part_of(buffer: object) -> Part:
+    """Return a caller's own buffer as a part (one memcpy over shm and tcp)."""
+    region = Region.wrap(buffer)
+    return Part(region, 0, len(region.view))

@@ -1,0 +1,224 @@
+"""Plans: file ranges -> pieces (one chunk each) -> one batch of pieces a request, and who gets it.
+
+Pure: no clock, no I/O, no messages. Both shells and every kind of chunk I/O plan here, so that
+the limits of a request and the choice of a replica exist once. This is the per-I/O path: one
+tuple a piece, plain loops.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from struct import Struct
+from typing import Any, NamedTuple
+
+from hillfire.cluster import Endpoint, Routing
+from hillfire.errors import Code, Error
+from hillfire.layout import Layout, pieces
+from hillfire.types import FILES, InodeId
+
+MAX_ITEMS = 256
+"""Of one request."""
+MAX_BYTES = 4 * 1024 * 1024
+"""Of one request, unless a single piece is larger (chunks go up to 64 MiB)."""
+MAX_REQUESTS = 48
+"""Outstanding at once for one operation: what is on its way to one reader is bounded."""
+SAME_HOST_WEIGHT = 4
+"""A replica on the reader's own host takes this many turns for each of another's."""
+
+_CHUNK_ID = Struct(">HQHI").pack
+
+
+class Extent(NamedTuple):
+    """What chunk I/O must know of a file."""
+
+    inode: int
+    length: int
+    epoch: int
+    layout: Layout
+
+
+class Piece(NamedTuple):
+    """The part of one batch entry that falls into one chunk."""
+
+    item: int
+    """position of the entry in its batch"""
+    chunk: bytes
+    chain: int
+    start: int
+    """offset in the chunk"""
+    part: Any
+    """the memory it fills or is taken from: (region, offset, length)"""
+
+
+class Replica(NamedTuple):
+    """Where a target is reached."""
+
+    target: int
+    node: int
+    endpoint: Endpoint
+
+
+class Line(NamedTuple):
+    """A chain as a client uses it."""
+
+    version: int
+    serving: tuple[Replica, ...]
+    """head first; the tail answers what others have not committed yet"""
+    turns: tuple[Replica, ...]
+    """who is asked for reads, in turn"""
+
+
+class Batch:
+    """The pieces of one request to one node."""
+
+    __slots__ = ("bytes", "node", "parts", "pieces", "records", "replicas")
+
+    def __init__(self, node: Replica) -> None:
+        """Begin an empty one."""
+        self.node = node
+        self.pieces: list[Piece] = []
+        self.records: list[tuple[Any, ...]] = []
+        self.parts: list[Any] = []
+        self.replicas: list[Replica] = []
+        self.bytes = 0
+
+
+def make_lines(routing: Routing, host: str, suspects: Iterable[int] = ()) -> dict[int, Line]:
+    """Prepare every chain of a routing for use by a client on ``host``.
+
+    ``suspects`` are nodes that just failed: they are asked only if nobody else serves.
+    """
+    avoid, lines = frozenset(suspects), {}
+    for chain in routing.chains.values():
+        serving = []
+        for target in chain.serving:
+            try:
+                node = routing.node_of(target)
+            except Error:
+                continue
+            serving.append(Replica(target, node.id, node.endpoint))
+        good = [replica for replica in serving if replica.node not in avoid] or serving
+        near = [replica for replica in good if host and replica.endpoint.host == host]
+        far = [replica for replica in good if replica not in near]
+        turns = (near * SAME_HOST_WEIGHT + far) if far else near
+        lines[int(chain.id)] = Line(chain.version, tuple(serving), tuple(turns))
+    return lines
+
+
+def split(
+    item: int,
+    extent: Extent,
+    offset: int,
+    part: Any,
+    into: list[Piece],
+    make_part: Callable[..., Any],
+) -> None:
+    """Append the pieces of one entry; most entries fall into one chunk and keep their part."""
+    layout = extent.layout
+    size, chains = layout.chunk_bytes, layout.chains
+    region, place, length = part
+    index, start = divmod(offset, size)
+    if start + length <= size:
+        chunk = _CHUNK_ID(FILES, extent.inode, 0, index)
+        into.append(Piece(item, chunk, chains[index % len(chains)], start, part))
+        return
+    for chain, name, begin, done, count in pieces(layout, InodeId(extent.inode), offset, length):
+        into.append(Piece(item, name, chain, begin, make_part(region, place + done, count)))
+
+
+def check_range(extent: Extent, offset: int, length: int) -> None:
+    """Refuse a range that no file of this layout can have.
+
+    Raises:
+        Error: INVALID or TOO_LARGE.
+    """
+    if offset < 0 or length < 0:
+        raise Error(Code.INVALID, f"a range of {length} bytes from {offset}")
+    if offset + length > extent.layout.max_length_bytes:
+        text = f"a file of this layout ends at {extent.layout.max_length_bytes} bytes"
+        raise Error(Code.TOO_LARGE, text)
+
+
+class Batcher:
+    """Collects pieces by node into requests within the limits."""
+
+    def __init__(self, max_items: int = MAX_ITEMS, max_bytes: int = MAX_BYTES) -> None:
+        """Start with nothing."""
+        self.batches: list[Batch] = []
+        self._open: dict[int, Batch] = {}
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+
+    def add(self, replica: Replica, piece: Piece, record: tuple[Any, ...]) -> None:
+        """Put a piece and its packed record's fields into a request to the replica's node."""
+        part = piece.part
+        length = part[2]
+        batch = self._open.get(replica.node)
+        if batch is None or (
+            len(batch.pieces) >= self._max_items or batch.bytes + length > self._max_bytes
+        ):
+            batch = self._open[replica.node] = Batch(replica)
+            self.batches.append(batch)
+        batch.pieces.append(piece)
+        batch.records.append(record)
+        batch.parts.append(part)
+        batch.replicas.append(replica)
+        batch.bytes += length
+
+
+def plan_reads(
+    todo: Sequence[Piece], lines: Mapping[int, Line], turn: int
+) -> tuple[list[Batch], list[Piece]]:
+    """Spread pieces over the serving replicas, in turn from ``turn`` on.
+
+    Returns the requests and the pieces whose chain has nobody that serves.
+    """
+    batcher, stranded = Batcher(), []
+    add = batcher.add
+    for piece in todo:
+        line = lines.get(piece.chain)
+        if line is None or not line.turns:
+            stranded.append(piece)
+            continue
+        turns = line.turns
+        turn += 1
+        record = (piece.chunk, piece.chain, line.version, piece.start, 0)
+        add(turns[turn % len(turns)], piece, record)
+    return batcher.batches, stranded
+
+
+def choose_again(line: Line, avoid: Iterable[int], tail: bool, turn: int) -> Replica | None:
+    """Choose a replica for a read that failed before, None if nobody serves.
+
+    The tail if it was *not committed* elsewhere; else one that has not failed it yet; when all
+    have, any.
+    """
+    if not line.serving:
+        return None
+    if tail:
+        return line.serving[-1]
+    failed = frozenset(avoid)
+    good = [replica for replica in line.serving if replica.target not in failed] or line.serving
+    return good[turn % len(good)]
+
+
+def first_of_each_chunk(todo: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """Part writes into those that may go now and those that wait for an earlier one's answer.
+
+    Updates of one chunk that depend on order must not be outstanding together.
+    """
+    seen: set[bytes] = set()
+    now: list[Piece] = []
+    later: list[Piece] = []
+    for piece in todo:
+        (later if piece.chunk in seen else now).append(piece)
+        seen.add(piece.chunk)
+    return now, later
+
+
+def chains_of(extent: Extent, start: int, end: int) -> list[int]:
+    """List the chains that hold any byte of [start, end) of a file."""
+    layout = extent.layout
+    if end <= start:
+        return []
+    first, last = start // layout.chunk_bytes, (end - 1) // layout.chunk_bytes
+    count = min(last - first + 1, len(layout.chains))
+    return sorted({int(layout.chain_of(first + i)) for i in range(count)})

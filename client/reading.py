@@ -1,0 +1,278 @@
+"""Chunk reads: a batch of (extent, offset, part) in, one byte count or error for each out.
+
+Rounds: plan what is left to do, send all requests at once, sort the answers. Holes, and bytes
+past a chunk's end but before the file's, are filled with zeros here. Bytes that came over tcp are
+verified here; over shm the server verified them in place.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
+
+from crc32c import crc32c
+
+from hillfire.client import plan
+from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
+from hillfire.client.core import Core
+from hillfire.client.plan import Batch, Extent, Piece
+from hillfire.client.retry import History, Verdict, after_read
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.base import Part, Request
+from hillfire.proto.wire.chunks import READ, READ_ITEMS, READ_RESULTS
+from hillfire.region import Region
+
+ATTEMPT_S = 3.0
+"""Of one request: more than a lease, after which another replica is asked."""
+
+Entry: TypeAlias = tuple[Extent, int, Part]
+Result: TypeAlias = "int | Error"
+
+
+class Round:
+    """One operation's work in progress."""
+
+    __slots__ = (
+        "core",
+        "deadline",
+        "delay_s",
+        "histories",
+        "patient",
+        "refresh",
+        "results",
+        "todo",
+    )
+
+    def __init__(self, core: Core, entries: int, deadline: float) -> None:
+        """Nothing to do yet."""
+        self.core = core
+        self.deadline = deadline
+        self.results: list[Result] = [0] * entries
+        self.histories: dict[Piece, History] = {}
+        self.todo: list[Piece] = []
+        self.delay_s = 0.0
+        self.refresh = False
+        self.patient = True
+
+    def follow(self, piece: Piece, verdict: Verdict, error: Error) -> None:
+        """Carry a verdict out: once more in the next round, or the entry has failed."""
+        if verdict.again:
+            self.todo.append(piece)
+            self.delay_s = max(self.delay_s, verdict.delay_s)
+            self.refresh = self.refresh or verdict.refresh
+        else:
+            self.fail(piece.item, error)
+
+    def fail(self, item: int, error: Error) -> None:
+        """Remember an entry's first error."""
+        if not isinstance(self.results[item], Error):
+            self.results[item] = error
+
+    def between(self) -> Operation[None]:
+        """Refresh and wait as the last round's verdicts want it."""
+        used = self.core.routes.version
+        refresh, delay_s = self.refresh, self.delay_s
+        self.refresh, self.delay_s = False, 0.0
+        if refresh:
+            yield from self.core.refresh(used, 0)
+        if delay_s and not (refresh and self.core.routes.version > used):
+            yield Pause(delay_s)
+        # An entry that has failed needs none of its other pieces.
+        self.todo = [p for p in self.todo if not isinstance(self.results[p.item], Error)]
+
+
+def read_batch(
+    core: Core,
+    entries: Sequence[Entry],
+    deadline: float | None = None,
+    patient: bool = True,
+) -> Operation[list[Result]]:
+    """Read every entry; those past the file's length come out short.
+
+    ``patient``: when a request timed out, wait for the end of its parts' quarantine before they
+    are used again; else fail the entry with BUSY at once. An entry's error is its result and
+    never disturbs the others.
+    """
+    now = core.clock()
+    work = Round(core, len(entries), now + core.io_timeout_s if deadline is None else deadline)
+    work.patient = patient
+    results, todo = work.results, work.todo
+    for number, (extent, offset, part) in enumerate(entries):
+        region, place, length = part
+        try:
+            region.check(place, length)
+            if offset < 0:
+                plan.check_range(extent, offset, length)
+        except Error as exc:
+            results[number] = exc
+            continue
+        if offset + length > extent.length:
+            length = extent.length - offset
+            if length <= 0:
+                continue
+            part = Part(region, place, length)
+        results[number] = length
+        if length:
+            plan.split(number, extent, offset, part, todo, Part)
+    core.routes.expire(now)
+    while work.todo:
+        todo, work.todo = work.todo, []
+        batches, stranded = _plan(core, work, todo)
+        for piece in stranded:
+            error = Error(Code.UNAVAILABLE, f"chain {piece.chain} has no serving target")
+            _failed(work, piece, error, -1, 1)
+        for first in range(0, len(batches), plan.MAX_REQUESTS):
+            wave = batches[first : first + plan.MAX_REQUESTS]
+            outcomes = yield Exchange([_call(core, batch, work.deadline) for batch in wave])
+            for batch, outcome in zip(wave, outcomes, strict=True):
+                _settle(work, batch, outcome)
+        if work.todo:
+            yield from work.between()
+    return results
+
+
+def fetch(
+    core: Core,
+    extent: Extent,
+    offset: int,
+    length: int,
+    into: memoryview | None = None,
+    deadline: float | None = None,
+) -> Operation[Any]:
+    """Return up to ``length`` bytes, or fill ``into`` and return the count; by staging memory.
+
+    When a server stopped in the middle, its part of the staging memory stays in quarantine: then
+    all is read once more into memory that no server can reach by itself.
+
+    Raises:
+        Error: as for a batch's entry.
+    """
+    deadline = core.deadline() if deadline is None else deadline
+    plan.check_range(extent, offset, length)
+    length = min(length, extent.length - offset)
+    if length <= 0:
+        return b"" if into is None else 0
+    part = core.stage(length)
+    try:
+        results = yield from read_batch(core, [(extent, offset, part)], deadline, patient=False)
+        result = results[0]
+        if not isinstance(result, Error):
+            return _deliver(part, length, into)
+        if result.code is not Code.BUSY and result.code is not Code.TIMED_OUT:
+            raise result
+    finally:
+        core.unstage(part)
+    own = Part(Region.wrap(bytearray(length)), 0, length)
+    only((yield from read_batch(core, [(extent, offset, own)], deadline)))
+    return _deliver(own, length, into)
+
+
+def _deliver(part: Part, length: int, into: memoryview | None) -> Any:
+    view = part.region.view[part.offset : part.offset + length]
+    if into is None:
+        return bytes(view)
+    into[:length] = view
+    return length
+
+
+def _plan(core: Core, work: Round, todo: list[Piece]) -> tuple[list[Batch], list[Piece]]:
+    lines, turn = core.routes.lines, next(core.turn)
+    if not work.histories:
+        return plan.plan_reads(todo, lines, turn)
+    batcher, stranded = plan.Batcher(), []
+    for piece in todo:
+        line, history = lines.get(piece.chain), work.histories.get(piece)
+        if line is None:
+            stranded.append(piece)
+            continue
+        avoid, tail = (history.avoid, history.tail) if history else (set(), False)
+        replica = plan.choose_again(line, avoid, tail, turn)
+        if replica is None:
+            stranded.append(piece)
+        else:
+            record = (piece.chunk, piece.chain, line.version, piece.start, 0)
+            batcher.add(replica, piece, record)
+    return batcher.batches, stranded
+
+
+def _call(core: Core, batch: Batch, deadline: float) -> Call:
+    request = Request(READ, READ_ITEMS.pack(cast(Any, batch.records)), (), batch.parts)
+    timeout_s = max(0.05, min(ATTEMPT_S, deadline - core.clock()))
+    return Call(batch.node.endpoint, request, timeout_s)
+
+
+def _settle(work: Round, batch: Batch, outcome: Outcome) -> None:
+    """Sort the answer of one request."""
+    error = outcome.error
+    if error is None:
+        try:
+            answers = READ_RESULTS.unpack(outcome.body)
+            if len(answers) != len(batch.pieces):
+                text = f"{len(answers)} results for {len(batch.pieces)} reads"
+                raise Error(Code.PROTOCOL, text)
+        except Error as exc:
+            error = exc
+    if error is not None:
+        work.core.note_failure(batch.node.node, error.code)
+        for piece, replica in zip(batch.pieces, batch.replicas, strict=True):
+            _failed(work, piece, error, replica.target, 0)
+        return
+    verified = outcome.verified
+    for number, (code, filled, checksum, _) in enumerate(answers):
+        piece = batch.pieces[number]
+        region, place, length = piece.part
+        if code == 0 and filled <= length:
+            view = region.view
+            if not verified and filled and crc32c(view[place : place + filled]) != checksum:
+                error = Error(Code.CHECKSUM, "bytes changed on their way from the storage node")
+            elif filled < length:
+                view[place + filled : place + length] = bytes(length - filled)
+                continue
+            else:
+                continue
+        else:
+            error = _error(code, piece, batch, "read")
+        _failed(work, piece, error, batch.replicas[number].target, 0)
+
+
+def _error(code: int, piece: Piece, batch: Batch, what: str) -> Error:
+    try:
+        known = Code(code) if code else Code.PROTOCOL
+    except ValueError:
+        known = Code.PROTOCOL
+    inode, index = int.from_bytes(piece.chunk[2:10]), int.from_bytes(piece.chunk[12:16])
+    text = (
+        f"{what} of chunk {index} of inode {inode} on chain {piece.chain} at node "
+        f"{batch.node.node}: {known.name}"
+    )
+    return Error(known, text)
+
+
+def _failed(work: Round, piece: Piece, error: Error, target: int, serving: int) -> None:
+    core = work.core
+    history = work.histories.get(piece)
+    if history is None:
+        history = work.histories[piece] = History()
+    if not serving:
+        line = core.routes.lines.get(piece.chain)
+        serving = len(line.serving) if line is not None else 1
+    now = core.clock()
+    if error.code is Code.TIMED_OUT and not work.patient:
+        try:
+            piece.part.region.check(piece.part.offset, piece.part.length)
+        except Error as busy:
+            work.fail(piece.item, busy)
+            return
+    verdict = after_read(history, error.code, str(error), target, serving, now, work.deadline)
+    work.follow(piece, verdict, error)
+
+
+def error_of(code: int, piece: Piece, batch: Batch, what: str) -> Error:
+    """Make the error of one item from the code in its result."""
+    return _error(code, piece, batch, what)
+
+
+def only(results: list[Any]) -> int:
+    """Return a batch of one's result, or raise its error."""
+    result = results[0]
+    if isinstance(result, Error):
+        raise result
+    return int(result)

@@ -1,0 +1,409 @@
+"""The synchronous shell: actions carried out on the caller's own thread over blocking sockets.
+
+A thread hop costs 50 µs and an event loop as much again, so there is neither: an echo over a
+blocking UNIX socket is 16 µs. Any number of threads may call at once; a connection serves one
+thread at a time and then goes back to its node's pool.
+
+After a fork the child is a client of its own: it drops what it inherited (descriptors are closed,
+nothing is said over the parent's sockets), takes a new client id and a new staging region, and
+connects lazily.
+
+Session heartbeats run on one small daemon thread, begun when the first file is opened and begun
+again lazily in a forked child; a process that never opens a file has none.
+"""
+
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from hillfire.client.actions import Call, Exchange, Join, Operation, Outcome, Pause, Spawn
+from hillfire.client.buffers import DEFAULT_BYTES, Buffers
+from hillfire.client.core import Core, Identity
+from hillfire.client.session import Session
+from hillfire.cluster import Endpoint
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.base import Part
+from hillfire.proto.wire.blocking import BlockingConnection
+from hillfire.proto.wire.pick import connect_blocking, host_id
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 2.0
+MAX_IDLE = 16
+"""Connections kept open to a node while no thread uses them."""
+
+_BROKEN = frozenset({Code.CONNECTION, Code.TIMED_OUT, Code.PROTOCOL})
+"""After these a connection is not used again."""
+
+
+def new_client() -> int:
+    """Return a random client id, never 0."""
+    return secrets.randbits(63) + 1
+
+
+def manager_endpoint(address: str) -> Endpoint:
+    """Return the endpoint of a manager of which only the address is known.
+
+    Raises:
+        Error: CONFIGURATION if it is not ``host:port``.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise Error(Code.CONFIGURATION, f"address {address!r} is not host:port of a manager")
+    return Endpoint(grpc="", tcp=address, shm="", host="")
+
+
+def own_identity() -> Identity:
+    """Return the process's user and groups."""
+    umask = 0o022
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                umask = int(line.split()[1], 8)
+    return Identity(os.geteuid(), os.getegid(), os.getgroups(), umask)
+
+
+class Flight:
+    """An operation that was begun: its requests are on their way, nobody waits for them yet."""
+
+    __slots__ = ("_operation", "_shell", "_waiting")
+
+    def __init__(self, shell: "Shell", operation: Operation[Any]) -> None:
+        """Send the operation's first requests."""
+        self._shell = shell
+        self._operation: Operation[Any] | None = operation
+        self._waiting: Any = None
+        self._step(None)
+
+    def _step(self, value: Any) -> None:
+        operation = self._operation
+        assert operation is not None
+        shell = self._shell
+        try:
+            action = operation.send(value)
+            while True:
+                if type(action) is Exchange:
+                    self._waiting = (True, shell.begin(action.calls))
+                    return
+                if type(action) is Pause:
+                    self._waiting = (False, time.monotonic() + action.seconds)
+                    return
+                action = shell.perform(operation, action)
+        except StopIteration as stop:
+            self._operation, self._waiting = None, (True, stop.value)
+        except Error as exc:
+            self._operation, self._waiting = None, (False, exc)
+
+    def result(self) -> Any:
+        """Wait for the end on the caller's thread."""
+        while self._operation is not None:
+            exchange, waiting = self._waiting
+            if exchange:
+                self._step(self._shell.finish(waiting))
+            else:
+                time.sleep(max(0.0, waiting - time.monotonic()))
+                self._step(None)
+        good, value = self._waiting
+        if good:
+            return value
+        raise value
+
+
+class Shell:
+    """One client: its core, its connections, its staging memory, its session."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        transport: str | None = None,
+        io_timeout_s: float = 60.0,
+        staging_bytes: int = DEFAULT_BYTES,
+    ) -> None:
+        """Fetch the first routing from the manager at ``address``.
+
+        Raises:
+            Error: UNAVAILABLE if no manager answers, CONFIGURATION for a malformed address.
+        """
+        self.core = Core(
+            manager_endpoint(address),
+            new_client(),
+            clock=time.monotonic,
+            wall_ns=time.time_ns,
+            host=host_id(),
+            identity=own_identity(),
+            io_timeout_s=io_timeout_s,
+        )
+        self.address = address
+        self.generation = 0
+        """grows with each fork: what an older one had begun belongs to the parent"""
+        self._transport = transport
+        self.staging_bytes = staging_bytes
+        self._closed = False
+        self._fresh()
+        _shells.add(self)
+        self.run(self.core.first_routing())
+
+    def __repr__(self) -> str:
+        """Name the cluster."""
+        return f"<hillfire client {self.core.client:#x} of {self.address}>"
+
+    def _fresh(self) -> None:
+        self._pools: dict[Endpoint, list[BlockingConnection]] = {}
+        self._all: weakref.WeakSet[BlockingConnection] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._buffers: Buffers | None = None
+        self.core.pool = _LazyPool(self)
+        self._beating: threading.Thread | None = None
+        self._stop = threading.Event()
+        self.session = Session(self.core)
+
+    def after_fork(self) -> None:
+        """Become a client of one's own in a forked child."""
+        for connection in list(self._all):
+            connection.abandon()
+        if self._buffers is not None:
+            self._buffers.abandon()
+        self.generation += 1
+        self.core.renew(new_client())
+        self._fresh()
+
+    # --- operations
+
+    def run(self, operation: Operation[T]) -> T:
+        """Drive an operation to its end on this thread."""
+        try:
+            action = operation.send(None)
+            while True:
+                if type(action) is Exchange:
+                    calls = action.calls
+                    if len(calls) == 1:
+                        action = operation.send([self._single(calls[0])])
+                    else:
+                        action = operation.send(self.finish(self.begin(calls)))
+                elif type(action) is Pause:
+                    time.sleep(action.seconds)
+                    action = operation.send(None)
+                else:
+                    action = self.perform(operation, action)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            operation.close()
+
+    def perform(self, operation: Operation[Any], action: Any) -> Any:
+        """Carry out an action that is neither an exchange nor a pause; return the next one."""
+        try:
+            if type(action) is Spawn:
+                value: Any = Flight(self, action.operation)
+            else:
+                assert type(action) is Join
+                value = action.handle.result()
+        except Error as exc:
+            return operation.throw(exc)
+        return operation.send(value)
+
+    def _single(self, call: Call) -> Outcome:
+        """Do one call: the fast path."""
+        endpoint, request, timeout_s = call
+        try:
+            connection = self._take(endpoint)
+        except Error as exc:
+            return Outcome(b"", exc, True)
+        try:
+            ticket = connection.start(request, timeout_s)
+            body = connection.finish(ticket, timeout_s).body
+        except Error as exc:
+            if exc.code in _BROKEN:
+                self._drop(endpoint, connection, exc)
+            else:
+                self._give(endpoint, connection)
+            return Outcome(b"", exc, True)
+        except BaseException:
+            connection.close()
+            raise
+        verified = connection.kind != "tcp"
+        self._give(endpoint, connection)
+        return Outcome(body, None, verified)
+
+    def begin(self, calls: Sequence[Call]) -> "list[_Started]":
+        """Send several calls; those to one node share a connection."""
+        connections: dict[Endpoint, BlockingConnection | Error] = {}
+        started: list[_Started] = []
+        now = time.monotonic()
+        for endpoint, request, timeout_s in calls:
+            connection = connections.get(endpoint)
+            if connection is None:
+                try:
+                    connection = self._take(endpoint)
+                except Error as exc:
+                    connection = exc
+                connections[endpoint] = connection
+            if isinstance(connection, Error):
+                started.append((endpoint, None, 0, 0.0, connection))
+                continue
+            try:
+                ticket = connection.start(request, timeout_s)
+            except Error as exc:
+                started.append((endpoint, connection, 0, 0.0, exc))
+                continue
+            started.append((endpoint, connection, ticket, now + timeout_s, None))
+        return started
+
+    def finish(self, started: "list[_Started]") -> list[Outcome]:
+        """Wait for the answers of calls that ``begin`` sent."""
+        outcomes: list[Outcome] = []
+        used: dict[int, tuple[Endpoint, BlockingConnection, Error | None]] = {}
+        try:
+            for endpoint, connection, ticket, until, failed in started:
+                if connection is None:
+                    outcomes.append(Outcome(b"", failed, True))
+                    continue
+                broken = used[id(connection)][2] if id(connection) in used else None
+                used[id(connection)] = (endpoint, connection, broken)
+                if failed is None:
+                    try:
+                        # A lost connection still has to account for each of its requests.
+                        reply = connection.finish(ticket, max(0.001, until - time.monotonic()))
+                        outcomes.append(Outcome(reply.body, None, connection.kind != "tcp"))
+                        continue
+                    except Error as exc:
+                        failed = exc
+                if failed.code in _BROKEN:
+                    used[id(connection)] = (endpoint, connection, failed)
+                outcomes.append(Outcome(b"", failed, True))
+        except BaseException:
+            for _, connection, _, _, _ in started:
+                if connection is not None:
+                    connection.close()
+            raise
+        for endpoint, connection, broken in used.values():
+            if broken is None:
+                self._give(endpoint, connection)
+            else:
+                self._drop(endpoint, connection, broken)
+        return outcomes
+
+    # --- connections
+
+    def _take(self, endpoint: Endpoint) -> BlockingConnection:
+        pool = self._pools.get(endpoint)
+        if pool is not None:
+            try:
+                return pool.pop()
+            except IndexError:
+                pass
+        if self._closed:
+            raise Error(Code.INVALID, "this client is closed")
+        connection = connect_blocking(endpoint, CONNECT_TIMEOUT_S, transport=self._transport)
+        self._all.add(connection)
+        return connection
+
+    def _give(self, endpoint: Endpoint, connection: BlockingConnection) -> None:
+        pool = self._pools.get(endpoint)
+        if pool is None:
+            pool = self._pools.setdefault(endpoint, [])
+        if len(pool) < MAX_IDLE and not self._closed:
+            pool.append(connection)
+        else:
+            connection.close()
+
+    def _drop(self, endpoint: Endpoint, connection: BlockingConnection, cause: Error) -> None:
+        """Close a broken connection, and the idle ones to a peer that is gone."""
+        connection.close()
+        if cause.code is Code.CONNECTION:
+            for idle in self._pools.pop(endpoint, []):
+                idle.close()
+
+    @property
+    def buffers(self) -> Buffers:
+        """The staging memory, made at its first use."""
+        buffers = self._buffers
+        if buffers is None:
+            with self._lock:
+                buffers = self._buffers
+                if buffers is None:
+                    buffers = self._buffers = Buffers(self.staging_bytes)
+        return buffers
+
+    # --- the session
+
+    def keep_session(self) -> None:
+        """Begin the heartbeats unless they run."""
+        if self._beating is None:
+            with self._lock:
+                if self._beating is None and not self._closed:
+                    self._beating = threading.Thread(
+                        target=_beat, args=(weakref.ref(self), self._stop), daemon=True
+                    )
+                    self._beating.name = "hillfire-session"
+                    self._beating.start()
+
+    def close(self) -> None:
+        """End the session and close every connection; files must be closed before."""
+        if self._closed:
+            return
+        self._stop.set()
+        if self._beating is not None:
+            self._beating.join()
+            self.run(self.session.end())
+        self._closed = True
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            for connection in pool:
+                connection.close()
+        _shells.discard(self)
+
+
+class _LazyPool:
+    """The shell's staging memory, as the core sees it."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = weakref.ref(shell)
+
+    def try_acquire(self, length: int) -> Part | None:
+        shell = self._shell()
+        if shell is None or length > shell.staging_bytes:
+            return None
+        return shell.buffers.try_acquire(length)
+
+    def release(self, part: Part) -> None:
+        shell = self._shell()
+        if shell is not None and part.region.fd >= 0:
+            shell.buffers.release(part)
+
+
+_Started = tuple[Endpoint, BlockingConnection | None, int, float, Error | None]
+
+_shells: "weakref.WeakSet[Shell]" = weakref.WeakSet()
+
+
+def _beat(shell: "weakref.ref[Shell]", stop: threading.Event) -> None:
+    """Send heartbeats until the client is closed or forgotten."""
+    due_s = 0.0
+    while not stop.wait(due_s):
+        alive = shell()
+        if alive is None:
+            return
+        try:
+            due_s, _ = alive.run(alive.session.beat())
+        except Error as exc:
+            log.warning("heartbeat failed client=%d cause=%s", alive.core.client, exc)
+            due_s = 1.0
+        del alive
+
+
+def _in_child() -> None:
+    for shell in list(_shells):
+        shell.after_fork()
+
+
+os.register_at_fork(after_in_child=_in_child)
