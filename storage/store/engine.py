@@ -65,13 +65,15 @@ STRIPES = 64
 def open_store(
     directory: Path,
     *,
-    direct: bool = False,
+    direct: bool = True,
     reserve_bytes: int = RESERVE_BYTES,
     record_limit: int = RECORD_LIMIT,
 ) -> ChunkStore:
     """Open the store in ``directory``, or create one there.
 
-    ``direct`` writes large payloads past the page cache.
+    ``direct`` writes large payloads past the page cache: with three stores on one disk that is 1.8
+    to 2.3 GiB/s of new chunks for as long as it lasts, against 0.5 to 1.1 through the cache; but
+    what was just written is then read from the disk the first time.
 
     Raises:
         Error: BUSY if another process has it open, CORRUPT if something is missing or damaged,

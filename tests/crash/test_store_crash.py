@@ -1,0 +1,437 @@
+"""The chunk store cut at every write, killed for real, damaged and filled up (budget: 60 s)."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+from rocksdict import Options, Rdict
+
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.chunks import Kind
+from hillfire.storage.store import files as files_module
+from hillfire.storage.store.base import ChunkStore, Tag, Update
+from hillfire.storage.store.engine import open_store
+from hillfire.storage.store.files import BlockFiles
+from hillfire.storage.store.memory import MemoryStore
+from hillfire.storage.store.metadata import Metadata
+from hillfire.types import ChunkId, InodeId, Version, chunk_id
+
+KIB = 1024
+MIB = 1024 * KIB
+CHUNK = 256 * KIB
+NAMES = [chunk_id(InodeId(3), index) for index in range(6)]
+
+
+def nth_update(seed: int, chunk: ChunkId, version: int) -> Update:
+    """The update that makes a chunk's version: the same in every process."""
+    rng = random.Random(f"{seed} {chunk.hex()} {version}")
+    kind = rng.choices([Kind.WRITE, Kind.TRUNCATE, Kind.REMOVE, Kind.REPLACE], [16, 3, 1, 1])[0]
+    offset = rng.choice([0, 0, rng.randrange(CHUNK - 1), rng.randrange(5000)])
+    if kind != Kind.WRITE:
+        offset = 0
+    length = rng.choice([rng.randrange(1, 9000), 4096, rng.randrange(1, CHUNK), CHUNK])
+    length = min(length, CHUNK - offset)
+    payload = rng.randbytes(length) if kind in (Kind.WRITE, Kind.REPLACE) else b""
+    return Update(
+        chunk,
+        Version(version),
+        kind,
+        offset,
+        length,
+        memoryview(payload),
+        crc32c(payload),
+        Tag(1, chunk[-1], version),
+        0,
+        1,
+        CHUNK,
+    )
+
+
+def content(store: ChunkStore, chunk: ChunkId) -> bytes:
+    into = bytearray(CHUNK)
+    count, _, _ = store.read(chunk, 0, memoryview(into))
+    return bytes(into[:count])
+
+
+def state(store: ChunkStore, names: Iterable[ChunkId]) -> dict[ChunkId, object]:
+    """All that may be known of a store from outside."""
+    pending = dict(store.pending())
+    return {name: (store.get(name), content(store, name), pending.get(name)) for name in names}
+
+
+# --- every prefix of the system calls
+
+
+class Journal:
+    """Records what a store does to its files, and does the first so many of it again."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.entries: list[tuple[str, object, object, object]] = []
+        write_all, write_batch = BlockFiles._write_all, Metadata.write
+        fallocate = os.posix_fallocate
+
+        def record_write(fd: int, data: memoryview, at: int) -> None:
+            self.entries.append(("pwrite", self._name(fd), at, bytes(data)))
+            write_all(fd, data, at)
+
+        def record_batch(
+            metadata: Metadata,
+            puts: Iterable[tuple[bytes, bytes]] = (),
+            deletes: Iterable[bytes] = (),
+        ) -> None:
+            puts, deletes = list(puts), list(deletes)
+            self.entries.append(("batch", puts, deletes, None))
+            write_batch(metadata, puts, deletes)
+
+        def record_grow(fd: int, at: int, n_bytes: int) -> None:
+            self.entries.append(("grow", self._name(fd), at, n_bytes))
+            fallocate(fd, at, n_bytes)
+
+        monkeypatch.setattr(BlockFiles, "_write_all", staticmethod(record_write))
+        monkeypatch.setattr(Metadata, "write", record_batch)
+        monkeypatch.setattr(os, "posix_fallocate", record_grow)
+
+    @staticmethod
+    def _name(fd: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{fd}")).name
+
+    def replay(self, count: int, directory: Path, torn: int | None = None) -> None:
+        """Make a store's files as ``count`` entries left them, the last torn after some bytes."""
+        (directory / "blocks").mkdir(parents=True)
+        options = Options(raw_mode=True)
+        database = Rdict(str(directory / "records"), options)
+        for number, (what, first, second, third) in enumerate(self.entries[:count]):
+            if what == "batch":
+                for key in second:  # type: ignore[attr-defined]
+                    database.delete(key)
+                for key, value in first:  # type: ignore[attr-defined]
+                    database[key] = value
+                continue
+            fd = os.open(directory / "blocks" / str(first), os.O_RDWR | os.O_CREAT)
+            if what == "grow":
+                os.posix_fallocate(fd, second, third)  # type: ignore[arg-type]
+            else:
+                data = third if torn is None or number < count - 1 else third[:torn]  # type: ignore[index]
+                os.pwrite(fd, data, second)  # type: ignore[arg-type]
+            os.close(fd)
+        database.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_prefix_of_the_system_calls_opens_at_the_old_or_the_new_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(files_module, "GROW_BYTES", 512 * KIB)
+    rng = random.Random(seed)
+    journal = Journal(tmp_path / "live", monkeypatch)
+    store, model = open_store(tmp_path / "live", direct=bool(seed)), MemoryStore()
+    versions = dict.fromkeys(NAMES, 0)
+    ends: list[tuple[int, dict[ChunkId, object]]] = [(len(journal.entries), state(model, NAMES))]
+    for _ in range(14):
+        chosen = rng.sample(NAMES, 3)
+        for chunk in chosen:
+            versions[chunk] += 1
+        updates = [nth_update(seed, chunk, versions[chunk]) for chunk in chosen]
+        assert store.prepare(updates) == model.prepare(updates)
+        ends.append((len(journal.entries), state(model, NAMES)))
+        if rng.random() < 0.1:
+            store.discard(chosen[0])
+            model.discard(chosen[0])
+            ends.append((len(journal.entries), state(model, NAMES)))
+            chosen = chosen[1:]
+        todo = [(chunk, Version(versions[chunk]), 1) for chunk in chosen]
+        store.commit(todo)
+        model.commit(todo)
+        ends.append((len(journal.entries), state(model, NAMES)))
+    assert state(store, NAMES) == state(model, NAMES)
+    store.close()
+    monkeypatch.undo()
+    cuts: list[tuple[int, int | None]] = []
+    for number, entry in enumerate(journal.entries):
+        cuts.append((number + 1, None))
+        if entry[0] == "pwrite":
+            cuts.append((number + 1, len(entry[3]) // 2))  # type: ignore[arg-type]
+    assert len(cuts) > 100
+    for count, torn in cuts:
+        done = count - (torn is not None)
+        before = [image for end, image in ends if end <= done]
+        after = [image for end, image in ends if end >= count]
+        if not before:
+            continue  # the store was being created
+        directory = tmp_path / f"{count}-{torn}"
+        journal.replay(count, directory, torn)
+        opened = open_store(directory)
+        try:
+            found = state(opened, NAMES)
+            allowed = [before[-1], after[0]]
+            for name in NAMES:
+                assert any(found[name] == each[name] for each in allowed), (count, torn, name)
+            for name, pending in opened.pending():  # what is pending can be committed whole
+                opened.commit([(name, pending.version, 1)])
+                data = content(opened, name)
+                meta = opened.get(name)
+                assert meta is not None and len(data) == pending.length
+                assert meta.checksum == pending.checksum
+        finally:
+            opened.close()
+
+
+# --- a real process, killed
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_store_crash import work
+work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+def work(directory: Path, seed: int, turn: int) -> None:
+    """What the child does for ever: prepare, say so, commit, say so."""
+    store = open_store(directory, direct=turn % 2 == 0)
+    rng = random.Random(turn)
+    versions = {name: meta.version for name, meta in store.scan()}
+    todo = [(name, pending.version, 1) for name, pending in store.pending()]
+    store.commit(todo)
+    versions.update((name, version) for name, version, _ in todo)
+    os.write(1, b"ready\n")
+    while True:
+        chosen = rng.sample(NAMES, rng.randrange(1, 4))
+        for name in chosen:
+            versions[name] = Version(versions.get(name, 0) + 1)
+        answers = store.prepare([nth_update(seed, name, versions[name]) for name in chosen])
+        assert not any(isinstance(answer, Exception) for answer in answers), answers
+        text = "".join(f"{name.hex()} {versions[name]} " for name in chosen)
+        os.write(1, f"prepared {text}\n".encode())
+        store.commit([(name, versions[name], 1) for name in chosen])
+        os.write(1, f"committed {text}\n".encode())
+
+
+def images(seed: int, chunk: ChunkId, until: int) -> list[bytes]:
+    """A chunk's image at each version."""
+    model, found = MemoryStore(), [b""]
+    for version in range(1, until + 1):
+        model.prepare([nth_update(seed, chunk, version)])
+        model.commit([(chunk, Version(version), 1)])
+        found.append(content(model, chunk))
+    return found
+
+
+def said(lines: list[str], word: str) -> dict[ChunkId, int]:
+    latest: dict[ChunkId, int] = {}
+    for line in lines:
+        first, *rest = line.split()
+        if first == word:
+            for name, version in zip(rest[::2], rest[1::2], strict=True):
+                latest[ChunkId(bytes.fromhex(name))] = int(version)
+    return latest
+
+
+def test_kill_at_any_moment(tmp_path: Path) -> None:
+    seed, rng = 11, random.Random(5)
+    directory = tmp_path / "store"
+    script = CHILD.format(tests=str(Path(__file__).parent))
+    committed: dict[ChunkId, int] = {}
+    in_flight = 0
+    for turn in range(14):
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(directory), str(seed), str(turn)],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        try:
+            text = child.stdout.readline()
+            assert text == b"ready\n"
+            for _ in range(rng.randrange(1, 80)):
+                child.stdout.readline()
+            spent = rng.randrange(20_000)
+            while spent:  # a moment within a step, not at its end
+                spent -= 1
+            assert child.poll() is None
+        finally:
+            child.send_signal(signal.SIGKILL)
+        lines = child.stdout.read().decode()
+        child.wait()
+        child.stdout.close()
+        whole = [line for line in lines.split("\n")[:-1] if line]
+        committed |= {k: max(v, committed.get(k, 0)) for k, v in said(whole, "committed").items()}
+        prepared = said(whole, "prepared")
+        store = open_store(directory)
+        try:
+            pending = dict(store.pending())
+            in_flight += bool(pending)
+            for name in NAMES:
+                meta = store.get(name)
+                version = 0 if meta is None else meta.version
+                top = max(version, pending[name].version if name in pending else 0)
+                assert version >= committed.get(name, 0)
+                assert top >= prepared.get(name, 0) and top <= version + 1
+                history = images(seed, name, top)
+                assert content(store, name) == history[version]
+                if name in pending:
+                    store.commit([(name, pending[name].version, 1)])
+                    assert content(store, name) == history[top]
+                committed[name] = top
+        finally:
+            store.close()
+    assert in_flight, "no kill met an update that was pending"
+
+
+# --- damage
+
+
+def one(store: ChunkStore, version: int, payload: bytes, offset: int = 0) -> None:
+    payload_view = memoryview(payload)
+    (answer,) = store.prepare(
+        [
+            Update(
+                NAMES[0],
+                Version(version),
+                Kind.WRITE,
+                offset,
+                len(payload),
+                payload_view,
+                crc32c(payload),
+                Tag(1, 1, version),
+                0,
+                1,
+                CHUNK,
+            )
+        ]
+    )
+    if isinstance(answer, Exception):
+        raise answer
+    store.commit([(NAMES[0], Version(version), 1)])
+
+
+def flip(path: Path, at: int) -> None:
+    fd = os.open(path, os.O_RDWR)
+    (byte,) = os.pread(fd, 1, at)
+    os.pwrite(fd, bytes([byte ^ 4]), at)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("at", [0, 1, 65535, 65536, 150_000, 199_999])
+def test_a_flipped_bit_is_never_returned(tmp_path: Path, direct: bool, at: int) -> None:
+    data = random.Random(2).randbytes(200_000)
+    store = open_store(tmp_path, direct=direct)
+    one(store, 1, data)
+    into = bytearray(CHUNK)
+    store.read(NAMES[0], 0, memoryview(into))
+    flip(tmp_path / "blocks" / "256K", at)
+    for offset, n_bytes in [(0, CHUNK), (at, 1), (at // 65536 * 65536, 10), (max(0, at - 9), 20)]:
+        with pytest.raises(Error) as caught:
+            store.read(NAMES[0], offset, memoryview(into)[:n_bytes])
+        assert caught.value.code == Code.CORRUPT
+        assert store.read_cached(NAMES[0], offset, memoryview(into)[:n_bytes]) is None
+    other = 70_000 if at < 65536 or at > 131_072 else 0
+    assert store.read(NAMES[0], other, memoryview(into)[:50])[0] == 50
+    assert into[:50] == data[other : other + 50]
+    for payload in (b"patch", b"p" * 60_000):  # a patch, a copy
+        with pytest.raises(Error) as caught:
+            one(store, 2, payload * (1 + (len(payload) > 5)), max(0, at - 2))
+        assert caught.value.code == Code.CORRUPT
+    one(store, 2, data)  # the whole chunk again repairs it
+    assert content(store, NAMES[0]) == data
+    store.close()
+
+
+def test_a_missing_or_short_block_file_does_not_open(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    one(store, 1, b"x" * 100_000)
+    store.close()
+    path = tmp_path / "blocks" / "128K"
+    os.truncate(path, 0)
+    with pytest.raises(Error) as caught:
+        open_store(tmp_path)
+    assert caught.value.code == Code.CORRUPT
+    path.unlink()
+    with pytest.raises(Error) as caught:
+        open_store(tmp_path)
+    assert caught.value.code == Code.CORRUPT
+
+
+def test_another_format_and_another_process_are_refused_by_name(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with pytest.raises(Error) as caught:
+        open_store(tmp_path)
+    assert caught.value.code == Code.BUSY
+    store.close()
+    database = Rdict(str(tmp_path / "records"), Options(raw_mode=True))
+    database[b"format"] = b"hillfire chunk store 999"
+    database.close()
+    with pytest.raises(Error, match="999") as caught:
+        open_store(tmp_path)
+    assert caught.value.code == Code.WRONG_PEER_VERSION
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, n_bytes: int) -> Iterator[Path]:
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(directory)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_full_disk_refuses_writes_and_lets_delete(tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(CHUNK)
+
+    def put(index: int, kind: Kind = Kind.WRITE, version: int = 1) -> Exception | None:
+        payload = data if kind == Kind.WRITE else b""
+        name = chunk_id(InodeId(8), index)
+        tag = Tag(1, 1, index)
+        each = Update(
+            name,
+            Version(version),
+            kind,
+            0,
+            len(payload),
+            memoryview(payload),
+            crc32c(payload),
+            tag,
+            0,
+            1,
+            CHUNK,
+        )
+        (answer,) = store.prepare([each])
+        if isinstance(answer, Exception):
+            return answer
+        store.commit([(name, Version(version), 1)])
+        return None
+
+    with small_disk(tmp_path / "disk", 192 * MIB) as disk:
+        store = open_store(disk / "store", reserve_bytes=48 * MIB)
+        try:
+            stored = 0
+            while (error := put(stored)) is None:
+                stored += 1
+            assert isinstance(error, Error) and error.code == Code.NO_SPACE
+            assert stored > 100
+            (disk / "filler").write_bytes(bytes(28 * MIB))  # someone else takes of the reserve
+            error = put(stored)
+            assert isinstance(error, Error) and error.code == Code.NO_SPACE
+            for index in range(0, stored, 2):
+                assert put(index, Kind.REMOVE, 2) is None
+            (disk / "filler").unlink()
+            for index in range(stored, stored + stored // 2):
+                assert put(index) is None
+            for index in range(stored + stored // 2):
+                removed = index < stored and index % 2 == 0
+                expected = b"" if removed else data
+                assert content(store, chunk_id(InodeId(8), index)) == expected
+        finally:
+            store.close()
