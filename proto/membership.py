@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hillfire.clock import NS_PER_MS, NS_PER_S, SYSTEM, Clock
+from hillfire.clock import NS_PER_MS, NS_PER_S, SYSTEM, Clock, happens
 from hillfire.cluster import Endpoint, NodeKind, Routing
 from hillfire.errors import Code, Error
 from hillfire.proto import cluster_pb2, convert, service
@@ -199,8 +199,7 @@ class Membership:
                 await self._lost(error)
                 pause_s = RETRY_S
             await asyncio.sleep(min(MIN_GAP_S, pause_s))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), pause_s)
+            await happens(self._poke, pause_s)
 
     async def _heartbeat(self) -> None:
         """Send one; the routing first, then the lease."""

@@ -7,11 +7,10 @@ no heartbeat of that node is answered, so that it cannot gain a lease that outli
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 
-from hillfire.clock import NS_PER_MS, NS_PER_S, SYSTEM, Clock
+from hillfire.clock import NS_PER_MS, NS_PER_S, SYSTEM, Clock, happens
 from hillfire.cluster import Endpoint, LocalState, Node, NodeKind, Routing
 from hillfire.config import ManagerConfig
 from hillfire.errors import Code, Error
@@ -86,8 +85,7 @@ class ManagerService:
         tick_s = min(MAX_TICK_S, self._lease_ns / NS_PER_S / 8)
         seen: frozenset[NodeId] = frozenset()
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), tick_s)
+            await happens(self._wake, tick_s)
             now_ns = self._clock.boot_ns()
             self._leases.look(now_ns)
             alive = self._leases.alive(now_ns)
@@ -110,9 +108,7 @@ class ManagerService:
         if request.known_version >= self._routing.version and self._waiting < MAX_WAITERS:
             self._waiting += 1
             try:
-                await asyncio.wait_for(self._news.wait(), wait_s)
-            except TimeoutError:
-                pass
+                await happens(self._news, wait_s)
             finally:
                 self._waiting -= 1
         return self._message
@@ -229,11 +225,9 @@ class ManagerService:
                     if not self._routing.nodes[node.id].alive:
                         break
                     left_s = (deadline_ns - self._clock.boot_ns()) / NS_PER_S + SETTLE_MARGIN_S
-                    try:
-                        await asyncio.wait_for(news.wait(), left_s)
-                    except TimeoutError as exc:
+                    if not await happens(news, left_s):
                         text = f"the end of node {node.id}'s last process cannot be stored"
-                        raise Error(Code.UNAVAILABLE, text) from exc
+                        raise Error(Code.UNAVAILABLE, text)
 
     async def _evaluate(self) -> bool:
         """Apply all that is known now; False while a new manager has yet to hear of everyone."""

@@ -5,6 +5,7 @@ that was stopped for a while finds its lease over when it wakes. The wall clock 
 stamps only; nothing is decided by it.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,3 +32,17 @@ class Clock(NamedTuple):
 
 
 SYSTEM = Clock()
+
+
+async def happens(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until an event is set, at most ``timeout_s``; tell whether it is.
+
+    Unlike ``asyncio.wait_for`` before Python 3.12 it never swallows a cancellation that comes
+    together with the event.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+    return event.is_set()
