@@ -249,9 +249,10 @@ class Connection:
         data: list[bytes | memoryview] = []
         table = b""
         if answer.filled and not answer.code:
-            filled, destinations = answer.filled, job.incoming.destinations
-            assert len(filled) == len(destinations), "one count a destination, or none at all"
-            table, data = self._side.reply(job.kept, destinations, answer)
+            try:
+                table, data = self._side.reply(job.kept, job.incoming.destinations, answer)
+            except ValueError as exc:
+                answer = self._failure(job.frame, exc)
         if len(answer.body) > MAX_BODY_BYTES:
             answer = error_answer(Code.TOO_LARGE, f"an answer of {len(answer.body)} bytes")
             table, data = b"", []

@@ -173,7 +173,13 @@ class ShmSide:
     def reply(
         self, kept: Kept, destinations: Sequence[memoryview], answer: Answer
     ) -> tuple[bytes, list[Buffer]]:
-        """Return the table of a response and its data: over shm it is in place already."""
+        """Return the table of a response and its data: over shm it is in place already.
+
+        Raises:
+            ValueError: the handler filled what there is not.
+        """
+        if len(answer.filled) != len(destinations):
+            raise ValueError(f"{len(answer.filled)} of {len(destinations)} destinations filled")
         return b"".join(map(FILLED.pack, answer.filled)), []
 
     def give_back(self, kept: Kept) -> None:

@@ -126,9 +126,15 @@ class TcpSide:
     def reply(
         self, kept: Kept, destinations: Sequence[memoryview], answer: Answer
     ) -> tuple[bytes, list[Buffer]]:
-        """Return the table of a response and its data, neighbours that are full as one."""
+        """Return the table of a response and its data, neighbours that are full as one.
+
+        Raises:
+            ValueError: the handler filled what there is not.
+        """
         table = b"".join(map(FILLED.pack, answer.filled))
-        if kept is None or not destinations:
+        if kept is None:
+            if answer.filled:
+                raise ValueError("a destination filled that there is not")
             return table, []
         buffer, position = kept  # destinations begin at ``position``, one after another
         data: list[Buffer] = []
@@ -138,7 +144,8 @@ class TcpSide:
                 if stop > start:
                     data.append(buffer[start:stop])
                 start = stop = position
-            assert filled <= len(view), "more filled than there was room"
+            if filled > len(view):
+                raise ValueError(f"{filled} bytes filled in a destination of {len(view)}")
             stop += filled
             position += len(view)
         if stop > start:
