@@ -352,8 +352,9 @@ class Stream:
             self._core.handles.pop(handle, None)
             inode = self.inode.id
             nameless = inode in self._core.nameless and inode not in self._core.held()
-            if self.writable or nameless:
+            if nameless:
                 self._core.nameless.discard(inode)
+            for _ in range(self.writable + nameless):  # the handle's session, and the hold's
                 try:
                     yield from self._settle(close=True)
                 except Error as exc:
