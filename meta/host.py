@@ -31,7 +31,8 @@ class Host:
     ) -> None:
         """``clock_ns`` counts nanoseconds since 1970."""
         self.now_ns = clock_ns
-        self.max_length_bytes = chunk_bytes << 32
+        self.inodes = 0
+        """how many there are, about: what statfs tells"""
         self._engine = engine
         self._chunk_bytes = chunk_bytes
         self._stripe = min(stripe, MAX_STRIPE)
@@ -73,4 +74,5 @@ class Host:
             )
             self._end = self._next + INODE_BLOCK
         self._next += 1
+        self.inodes += 1
         return self._next - 1

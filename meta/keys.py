@@ -44,10 +44,12 @@ REPLIES: Range = (b"R", b"S")
 INTENTS: Range = (b"T", b"U")
 
 NEXT_INODE = b"Cnext inode"
-NEXT_ORPHAN = b"Cnext orphan"
-NEXT_TAG = b"Cnext tag"
+NEXT_SEQUENCE = b"Cnext sequence"
+"""of orphans and truncates, together: it tells their orders to storage apart"""
 SERVICE_TAG = b"Cservice tag"
 INODE_COUNT = b"Cinodes at stop"
+FIRST_SEQUENCE = 2
+"""so that a client that has seen 1 has seen something: 0 is one that never asked"""
 FORMAT = b"Cformat"
 FORMAT_VERSION = 1
 

@@ -2,8 +2,10 @@
 
 from hillfire.errors import Code, Error
 from hillfire.meta.engine.base import Transaction
+from hillfire.meta.host import Host
 from hillfire.meta.keys import (
-    NEXT_ORPHAN,
+    FIRST_SEQUENCE,
+    NEXT_SEQUENCE,
     WriteSession,
     attribute_range,
     dentry_key,
@@ -21,8 +23,6 @@ from hillfire.meta.keys import (
 from hillfire.proto.meta_pb2 import DIRECTORY, REGULAR, Inode
 
 MAX_LINKS = (1 << 31) - 1
-FIRST_ORPHAN = 2
-"""So that a client that has seen 1 has seen something: 0 is one that never asked."""
 
 
 def put_entry(txn: Transaction, parent: Inode, name: bytes, child: Inode) -> None:
@@ -47,7 +47,7 @@ def require_empty(txn: Transaction, directory: Inode) -> None:
         raise Error(Code.NOT_EMPTY, f"directory {directory.id} is not empty")
 
 
-def drop_link(txn: Transaction, inode: Inode, now_ns: int, holder: int) -> None:
+def drop_link(txn: Transaction, host: Host, inode: Inode, now_ns: int, holder: int) -> None:
     """Take one name away from an inode; without any it is removed, or becomes an orphan.
 
     A directory loses all its links at once and must be empty. ``holder`` is the client that has
@@ -59,12 +59,13 @@ def drop_link(txn: Transaction, inode: Inode, now_ns: int, holder: int) -> None:
         put_inode(txn, inode)
     elif inode.type == REGULAR:
         put_inode(txn, inode)
-        sequence = take_number(txn, NEXT_ORPHAN, first=FIRST_ORPHAN)
+        sequence = take_number(txn, NEXT_SEQUENCE, first=FIRST_SEQUENCE)
         txn.set(orphan_key(sequence), number(inode.id))
         if holder:
             hold(txn, inode.id, holder)
     else:
         erase(txn, inode.id)
+        host.inodes -= 1
 
 
 def erase(txn: Transaction, inode: int) -> None:

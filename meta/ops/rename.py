@@ -51,7 +51,7 @@ def rename(txn: Transaction, request: RenameRequest, host: Host) -> RenameReply:
             if there.type == DIRECTORY:
                 require_empty(txn, there)
                 new.links -= 1
-            drop_link(txn, there, now_ns, caller.client if request.hold else 0)
+            drop_link(txn, host, there, now_ns, caller.client if request.hold else 0)
     _move(txn, moved, old, new, target.name, now_ns)
     changed(old, now_ns)
     changed(new, now_ns)

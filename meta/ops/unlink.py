@@ -34,7 +34,7 @@ def unlink(txn: Transaction, request: UnlinkRequest, host: Host) -> UnlinkReply:
     changed(parent, now_ns)
     put_inode(txn, parent)
     txn.clear(dentry_key(parent.id, found.name))
-    drop_link(txn, inode, now_ns, caller.client if request.hold else 0)
+    drop_link(txn, host, inode, now_ns, caller.client if request.hold else 0)
     return UnlinkReply(inode=inode)
 
 

@@ -1,0 +1,254 @@
+"""What happens behind the requests: dead clients' files are closed, orphans and old answers go.
+
+One pass after another, each step bounded, nothing remembered between passes that the engine does
+not have: a restart begins where the last process ended.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any
+
+from hillfire.clock import NS_PER_S
+from hillfire.errors import Error
+from hillfire.meta import intents, keys
+from hillfire.meta.clients import Clients
+from hillfire.meta.engine.base import Engine, Transaction
+from hillfire.meta.engine.retry import transact
+from hillfire.meta.host import Host
+from hillfire.meta.intents import Intent, chains_between
+from hillfire.meta.keys import Range
+from hillfire.meta.ops.session import newest_orphan
+from hillfire.meta.service import kept_at_ns
+from hillfire.meta.storage_client import StorageClient
+from hillfire.meta.tree import erase
+from hillfire.meta.truncates import Truncates
+from hillfire.proto.meta_pb2 import Inode
+
+log = logging.getLogger(__name__)
+
+MAX_PAUSE_S = 1.0
+BATCH = 64
+"""Orphans, intents or sessions worked on at once."""
+SCAN = 2000
+"""Records read or removed before others get their turn."""
+STORAGE_TIMEOUT_S = 30.0
+RETENTION_S = 180.0
+"""How long answers are kept: three times the 60 s after which clients stop trying again."""
+
+
+class Collector:
+    """The background work of one metadata service."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        host: Host,
+        clients: Clients,
+        truncates: Truncates,
+        storage: StorageClient,
+        lease_valid: Callable[[], bool],
+    ) -> None:
+        """Work while ``lease_valid`` says so."""
+        self._engine = engine
+        self._host = host
+        self._clients = clients
+        self._truncates = truncates
+        self._storage = storage
+        self._lease_valid = lease_valid
+        self._pause_s = min(MAX_PAUSE_S, clients.lease_ms / 1000 / 8)
+        self._strangers = True
+        self._pruned: dict[int, int] = {}
+        """by client, up to which request its answers are gone"""
+
+    async def run(self) -> None:
+        """Make passes until cancelled."""
+        loop = asyncio.get_running_loop()
+        await self._count()
+        before_s = loop.time()
+        while True:
+            await asyncio.sleep(self._pause_s)
+            if loop.time() - before_s > self._pause_s + self._clients.lease_ms / 2000:
+                log.warning("event=slept reason=paused_or_overloaded")
+                self._clients.forgive()
+            if self._lease_valid():
+                try:
+                    await self.once()
+                except Error as error:
+                    log.warning("event=collecting_failed error=%r", str(error))
+            before_s = loop.time()
+
+    async def once(self) -> None:
+        """Make one pass."""
+        await self._finish_truncates()
+        await self._end_sessions()
+        if not self._clients.in_grace:
+            await self._collect()
+        await self._prune(self._host.now_ns() - int(RETENTION_S * NS_PER_S))
+
+    async def _finish_truncates(self) -> None:
+        """Finish what a crash or a deadline left; what requests are at is waited for."""
+        left = {intent.inode: intent for intent in self._truncates.some(BATCH)}
+        await _all(
+            self._truncates.finish(Inode(id=i, epoch=intent.epoch), STORAGE_TIMEOUT_S)
+            for i, intent in left.items()
+        )
+
+    async def _end_sessions(self) -> None:
+        """Close what dead clients have open; after a restart's grace, unknown clients' too."""
+        gone = self._clients.expire()
+        strangers = self._strangers and not self._clients.in_grace
+        if not gone and not strangers:
+            return
+        ended: list[tuple[bytes, bytes]] = []
+        async for key, value in self._scan(keys.SESSIONS):
+            client = keys.split_session_key(key)[1]
+            if client in gone or (strangers and not self._clients.alive(client)):
+                ended.append((key, value))
+        for start in range(0, len(ended), BATCH):
+            await _all(self._end(*pair) for pair in ended[start : start + BATCH])
+        for client in gone:
+            self._clients.settled(client)
+        if strangers:
+            self._strangers = False
+
+    async def _end(self, key: bytes, value: bytes) -> None:
+        """End one session; a writer's file gets the length that its chunks have."""
+        number, client = keys.split_session_key(key)
+        inode = self._inode(number)
+        length = 0
+        if inode is not None and keys.read_session(value).writers and inode.layout.chains:
+            layout = inode.layout
+            length = await self._storage.last_byte(
+                number, layout.chunk_bytes, layout.chains, STORAGE_TIMEOUT_S
+            )
+        if self._clients.alive(client):
+            return  # it came back meanwhile
+        transact(self._engine, lambda txn: self._repair(txn, key, inode, length))
+
+    def _repair(self, txn: Transaction, key: bytes, then: Inode | None, length: int) -> None:
+        txn.clear(key)
+        raw = txn.get(keys.inode_key(then.id)) if then is not None else None
+        if then is None or raw is None:
+            return
+        now = Inode.FromString(raw)
+        if now.epoch == then.epoch and length > now.length:
+            log.info("event=length_repaired inode=%d from=%d to=%d", now.id, now.length, length)
+            now.length = length
+            now.mtime_ns = now.ctime_ns = self._host.now_ns()
+            keys.put_inode(txn, now)
+
+    async def _collect(self) -> None:
+        """Remove the orphans that nobody has open and every live client was told of."""
+        while True:
+            batch = transact(self._engine, self._ripe)
+            if not batch:
+                return
+            await _all(self._remove(*each) for each in batch)
+
+    def _ripe(self, txn: Transaction) -> list[tuple[int, int]]:
+        """Return (sequence, inode) of some orphans that may go."""
+        newest = self._clients.acknowledged(newest_orphan(txn))
+        ripe: list[tuple[int, int]] = []
+        end = keys.orphan_key(newest + 1)
+        for pair in txn.snapshot_range(keys.ORPHANS[0], end, limit=SCAN):
+            sequence, inode = keys.split_orphan(*pair)
+            if not txn.snapshot_range(*keys.session_range(inode), limit=1):
+                ripe.append((sequence, inode))
+                if len(ripe) == BATCH:
+                    break
+        return ripe
+
+    async def _remove(self, sequence: int, number: int) -> None:
+        """Remove one orphan's chunks, then the orphan."""
+        inode = self._inode(number)
+        if inode is not None:
+            layout = inode.layout
+            chains = (
+                tuple(layout.chains)
+                if self._truncates.pending(number)
+                else chains_between(inode, 0, inode.length)
+            )
+            if chains:
+                order = Intent(number, inode.epoch + 1, 0, layout.chunk_bytes, sequence, chains)
+                await self._storage.remove(order, STORAGE_TIMEOUT_S)
+        transact(self._engine, lambda txn: self._erase(txn, sequence, number))
+        self._host.inodes -= 1
+
+    def _erase(self, txn: Transaction, sequence: int, number: int) -> None:
+        txn.clear(keys.orphan_key(sequence))
+        for intent in intents.of_inode(txn, number):
+            intents.forget(txn, intent)
+        erase(txn, number)
+
+    async def _prune(self, before_ns: int) -> None:
+        """Forget answers older than ``before_ns``. Requests of a client grow, so old ones lead."""
+        client = 0
+        while client < 1 << 64:
+            first = keys.reply_key(client, self._pruned.get(client, 0))
+            found = self._page(first, keys.REPLIES[1], 1)
+            if not found:
+                return
+            client = keys.split_reply_key(found[0][0])[0]
+            await self._prune_client(client, before_ns)
+            client += 1
+
+    async def _prune_client(self, client: int, before_ns: int) -> None:
+        end = keys.reply_key(client, (1 << 64) - 1) + b"\0"
+        while True:
+            first = keys.reply_key(client, self._pruned.get(client, 0))
+            page = self._page(first, end, SCAN)
+            old = [key for key, value in page if kept_at_ns(value) < before_ns]
+            if not old:
+                if not page:
+                    self._pruned.pop(client, None)
+                return
+            transact(self._engine, partial(_clear, keys_=old))
+            self._pruned[client] = keys.split_reply_key(old[-1])[1] + 1
+            await asyncio.sleep(0)
+
+    async def _count(self) -> None:
+        """Count the inodes, unless the last process left their number when it stopped."""
+        known = transact(self._engine, _take_count)
+        if known is None:
+            known = 0
+            async for _ in self._scan(keys.INODES):
+                known += 1
+        self._host.inodes += known
+
+    async def _scan(self, table: Range) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield a table's records in pages, others get their turn in between."""
+        begin, end = table
+        while page := self._page(begin, end, SCAN):
+            for pair in page:
+                yield pair
+            begin = page[-1][0] + b"\0"
+            await asyncio.sleep(0)
+
+    def _page(self, begin: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return transact(self._engine, lambda txn: txn.snapshot_range(begin, end, limit=limit))
+
+    def _inode(self, number: int) -> Inode | None:
+        raw = transact(self._engine, lambda txn: txn.snapshot_get(keys.inode_key(number)))
+        return None if raw is None else Inode.FromString(raw)
+
+
+def _take_count(txn: Transaction) -> int | None:
+    raw = txn.get(keys.INODE_COUNT)
+    if raw is None:
+        return None
+    txn.clear(keys.INODE_COUNT)
+    return keys.read_number(raw)
+
+
+def _clear(txn: Transaction, keys_: Iterable[bytes]) -> None:
+    for key in keys_:
+        txn.clear(key)
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Wait for all; the first failure is raised when none is under way any more."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,200 @@
+"""The metadata service as a process: its directory, its ports, its membership, its life."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from time import time_ns
+
+from hillfire.clock import SYSTEM, Clock
+from hillfire.cluster import Endpoint, NodeKind, Routing
+from hillfire.config import MetaConfig
+from hillfire.errors import Code, Error
+from hillfire.meta import keys
+from hillfire.meta.clients import Clients
+from hillfire.meta.collector import Collector
+from hillfire.meta.directory import Directory
+from hillfire.meta.engine.base import Engine, Transaction
+from hillfire.meta.engine.memory import MemoryEngine
+from hillfire.meta.engine.retry import transact
+from hillfire.meta.engine.rocksdb import RocksEngine
+from hillfire.meta.host import Host
+from hillfire.meta.service import MetaService
+from hillfire.meta.storage_client import StorageClient
+from hillfire.meta.truncates import Truncates
+from hillfire.proto.membership import Membership
+from hillfire.proto.meta_pb2 import DIRECTORY, Inode
+from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
+from hillfire.proto.wire.pick import host_id
+from hillfire.proto.wire.server import WireServer
+from hillfire.types import ROOT_INODE, NodeId
+
+log = logging.getLogger(__name__)
+
+CHAIN_TABLE = 1
+
+
+class MetaServer:
+    """One metadata service: ``start`` opens and joins, ``stop`` leaves and closes."""
+
+    def __init__(self, config: MetaConfig, *, clock: Clock = SYSTEM) -> None:
+        """Prepare; nothing is opened yet."""
+        self._config = config
+        self._clock = clock
+        self._directory: Directory | None = None
+        self._engine: Engine | None = None
+        self._host: Host | None = None
+        self._grpc: GrpcServer | None = None
+        self._wire: WireServer | None = None
+        self._membership: Membership | None = None
+        self._storage: StorageClient | None = None
+        self._collecting: asyncio.Task[None] | None = None
+        self.failed = asyncio.Event()
+        """set when the cluster will have this process no more: it has to end"""
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the wire."""
+        assert self._wire is not None, "not started"
+        return self._wire.tcp_address
+
+    async def start(self) -> None:
+        """Open the directory, listen, join the cluster and serve.
+
+        Raises:
+            Error: BUSY when the directory or a port is taken; WRONG_CLUSTER, CORRUPT, IO;
+                CONNECTION or TIMED_OUT when no manager answers.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        config = self._config
+        self._directory = directory = Directory(config.directory)
+        self._engine = engine = _open(config)
+        tag = transact(engine, prepare, sync=True)
+        self._host = host = Host(engine, chunk_bytes=config.chunk_bytes, stripe=config.stripe)
+        clients = Clients(config.session_lease_ms, self._clock.boot_ns)
+        self._storage = storage = StorageClient(self._routing, tag)
+        truncates = Truncates(engine, storage)
+        service = MetaService(
+            engine, host, clients, truncates, lease_valid=self._lease_valid, routing=self._routing
+        )
+        dispatcher = Dispatcher()
+        dispatcher.add("Meta", service)
+        self._grpc = await serve_grpc(dispatcher, config.grpc_listen)
+        socket = str(config.directory / "wire.sock")
+        self._wire = WireServer(dispatcher.handle, tcp=config.listen, shm=socket)
+        await self._wire.start()
+        self._membership = Membership(
+            manager=config.manager,
+            node=NodeId(config.node),
+            kind=NodeKind.META,
+            endpoint=Endpoint(
+                self._grpc.address, self._wire.tcp_address, self._wire.shm_path, host_id()
+            ),
+            incarnation=time_ns(),
+            cluster=directory.cluster,
+            report=tuple,
+            on_routing=self._on_routing,
+            directory=config.directory,
+            on_failure=lambda error: self.failed.set(),
+        )
+        await self._membership.start()
+        directory.join(self._membership.cluster)
+        collector = Collector(engine, host, clients, truncates, storage, self._lease_valid)
+        self._collecting = asyncio.create_task(collector.run(), name="collector")
+        log.info(
+            "event=started node=%d address=%s grpc=%s cluster=%s",
+            config.node,
+            self._wire.tcp_address,
+            self._grpc.address,
+            self._membership.cluster,
+        )
+
+    async def stop(self) -> None:
+        """Stop collecting, leave, stop answering, close the engine. Idempotent."""
+        if self._collecting is not None:
+            self._collecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._collecting
+            self._collecting = None
+        if self._membership is not None:
+            await self._membership.stop()
+            self._membership = None
+        if self._wire is not None:
+            await self._wire.stop()
+            self._wire = None
+        if self._grpc is not None:
+            await self._grpc.stop()
+            self._grpc = None
+        if self._storage is not None:
+            await self._storage.close()
+            self._storage = None
+        if self._engine is not None:
+            if self._host is not None:
+                _write_count(self._engine, self._host.inodes)
+            self._engine.close()
+            self._engine = None
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+
+    def _lease_valid(self) -> bool:
+        return self._membership is not None and self._membership.lease_valid()
+
+    def _routing(self) -> Routing:
+        return self._membership.routing if self._membership is not None else Routing("", 0)
+
+    def _on_routing(self, routing: Routing) -> None:
+        table = routing.tables.get(CHAIN_TABLE)
+        if self._host is not None and table is not None:
+            self._host.set_chains(table.chains)
+
+
+def prepare(txn: Transaction) -> int:
+    """Make a new engine's root, owned by this process's user; return the service's tag.
+
+    Raises:
+        Error: WRONG_PEER_VERSION when another version of hillfire wrote the engine.
+    """
+    found = keys.read_number(txn.get(keys.FORMAT))
+    if not found:
+        now_ns = time_ns()
+        root = Inode(
+            id=ROOT_INODE,
+            type=DIRECTORY,
+            mode=0o755,
+            uid=os.geteuid(),
+            gid=os.getegid(),
+            links=2,
+            atime_ns=now_ns,
+            mtime_ns=now_ns,
+            ctime_ns=now_ns,
+            parent=ROOT_INODE,
+        )
+        keys.put_inode(txn, root)
+        txn.set(keys.FORMAT, keys.number(keys.FORMAT_VERSION))
+        txn.set(keys.SERVICE_TAG, keys.number(secrets.randbits(63) | 1))
+    elif found != keys.FORMAT_VERSION:
+        raise Error(
+            Code.WRONG_PEER_VERSION,
+            f"the metadata has format {found}, this hillfire knows {keys.FORMAT_VERSION}: "
+            "run the version that wrote it",
+        )
+    return keys.read_number(txn.get(keys.SERVICE_TAG))
+
+
+def _open(config: MetaConfig) -> Engine:
+    if config.engine == "memory":
+        return MemoryEngine()
+    return RocksEngine(config.directory / "db")
+
+
+def _write_count(engine: Engine, inodes: int) -> None:
+    """Leave the number of inodes for the next start; a killed process counts anew."""
+    transact(engine, lambda txn: txn.set(keys.INODE_COUNT, keys.number(inodes)))
