@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,13 @@ class LocalCluster:
             self._supervisor.send_signal(signal.SIGTERM)
             _end(self._supervisor)
             self._supervisor = None
+
+    def kill_supervisor(self) -> None:
+        """SIGKILL the supervisor; its children end by themselves."""
+        assert self._supervisor is not None
+        self._supervisor.kill()
+        self._supervisor.wait()
+        self._supervisor = None
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run ``hillfire ARGUMENTS``."""
@@ -224,3 +232,6 @@ def cluster(
         yield local
     finally:
         local.stop()
+        with contextlib.suppress(Error):  # the data is large, the logs are worth keeping
+            for name in local.storage_names:
+                shutil.rmtree(local.directory.path / name, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -135,6 +136,17 @@ def test_up_down_up_in_the_background(tmp_path: Path) -> None:
         assert (second["address"], second["cluster"]) == (first["address"], first["cluster"])
     finally:
         hillfire("down", *where)
+
+
+def test_services_end_with_their_supervisor_and_come_up_again(tmp_path: Path) -> None:
+    with cluster(tmp_path, nodes=1, replicas=1, targets_per_node=1) as local:
+        ends = [os.pidfd_open(local.pid(name)) for name in ("manager", "meta", "storage-101")]
+        local.kill_supervisor()
+        for end in ends:  # a pidfd is readable once its process has ended
+            assert select.select([end], [], [], 20)[0]
+            os.close(end)
+        local.up()
+        local.wait_serving()
 
 
 def test_a_taken_port_is_named_with_its_process(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def check_mountpoint(directory: Path) -> None:
 
 def mounted_type(directory: Path) -> str | None:
     """Return the type and source of what is mounted exactly on ``directory``, as "type source"."""
-    wanted = os.fsencode(os.path.realpath(directory.parent) + "/" + directory.name)
+    wanted = os.fsencode(os.path.join(os.path.realpath(directory.parent), directory.name))
     found = None
     with open("/proc/self/mountinfo", "rb") as rows:
         for row in rows:

@@ -89,10 +89,16 @@ def _held_by(port: int) -> str:
         if not process.name.isdigit():
             continue
         try:
-            links = {os.readlink(entry) for entry in (process / "fd").iterdir()}
-            if inodes & links:
+            if inodes & {_link(entry) for entry in (process / "fd").iterdir()}:
                 name = (process / "comm").read_text().strip()
                 return f" by process {name} (pid {process.name})"
-        except OSError:
+        except OSError:  # gone meanwhile, or another user's
             continue
     return ""
+
+
+def _link(entry: Path) -> str:
+    try:
+        return os.readlink(entry)
+    except OSError:  # closed meanwhile
+        return ""
