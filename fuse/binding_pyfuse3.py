@@ -12,12 +12,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
-import pyfuse3.asyncio
 
 from hillfire.errors import Code, Error
 from hillfire.fuse.attributes import PREFERRED_IO_BYTES, Attributes, Caller, Changes
 from hillfire.fuse.data import Opened
 from hillfire.fuse.operations import Operations
+from hillfire.fuse.pyfuse3_loop import Loop
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def attach(operations: Operations, mountpoint: str, options: set[str]) -> None:
     Raises:
         Error: CONFIGURATION when the kernel or fusermount3 refuses.
     """
-    pyfuse3.asyncio.enable()
+    setattr(pyfuse3, "trio", Loop())  # noqa: B010  as pyfuse3.asyncio.enable() does
     try:
         pyfuse3.init(Binding(operations), mountpoint, set(pyfuse3.default_options) | options)
     except RuntimeError as exc:

@@ -22,6 +22,9 @@ from hillfire.region import Region
 
 _STILL_IN_FLIGHT = frozenset({Code.BUSY, Code.TIMED_OUT})
 
+CAPABILITY = b"security.capability"
+"""Asked for by the kernel before each write; a file that was just created has none."""
+
 
 class Opened(NamedTuple):
     """What the kernel learns of an open file."""
@@ -75,15 +78,14 @@ class Data(Names):
             caller=self.who(caller), place=self.place(parent, name), mode=mode & 0o7777,
             exclusive=bool(flags & os.O_EXCL),
         )  # fmt: skip
-        try:
-            inode = await self.client.meta("Create", request)
-        finally:
-            self.nodes.stale(parent)
+        inode = await self.change(parent, "Create", request)
+        self.nodes.touched(parent, inode.ctime_ns)
         if inode.length and flags & os.O_TRUNC:  # another mount made it since the kernel looked
             asked = self.nodes.tick()
             cut = pb.TruncateRequest(caller=self.who(caller), inode=inode.id, length=0)
             inode = await self.client.meta("Truncate", cut)
         node = self.nodes.named(self.nodes.learn(inode, asked, mutation=True), parent, name)
+        node.absent[CAPABILITY] = node.fresh_until
         number = self._opened(node, True, caller)
         return Opened(number, False, False), node.attributes()
 
@@ -206,7 +208,7 @@ class Data(Names):
         if node.file is not None and (node.file.dirty or node.file.unsettled):
             self.in_background(self._late_close(node, handle))
         elif handle.session:
-            self.in_background(self.settle(node, close=True))
+            self.close_later(node.inode.id)
         if node.opens == 0:
             self._closed(node)
         await self.room_in_background()

@@ -122,6 +122,16 @@ class Nodes:
             node.fresh_until = 0.0
             node.mutated = self.tick()
 
+    def touched(self, inode: int, at_ns: int, links: int = 0) -> None:
+        """Bring a directory up to date in which this mount changed a name at ``at_ns``."""
+        node = self._nodes.get(inode)
+        if node is not None:
+            known = node.inode
+            known.mtime_ns = max(known.mtime_ns, at_ns)
+            known.ctime_ns = max(known.ctime_ns, at_ns)
+            known.links += links
+            node.mutated = self.tick()
+
     def named(self, node: Node, parent: int, name: bytes) -> Node:
         """Count a reference that the kernel got by a name; return the node."""
         node.lookups += 1

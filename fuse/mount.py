@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 READ_AHEAD_KIB = 4096
 """The kernel's read-ahead: four requests of 1 MiB under way for a sequential reader."""
 UNMOUNT_S = 10.0
+LINGER_S = 3.0
+"""How long files that are still open are served after a lazy unmount."""
 FSTYPE = "hillfire"
 
 
@@ -73,7 +75,7 @@ async def _serve(
             await operations.behind.flush_all()
             ended = await asyncio.to_thread(unmount, mountpoint)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UNMOUNT_S):
+                async with asyncio.timeout(LINGER_S):
                     await asyncio.shield(serving)
         if serving.done():
             serving.result()
@@ -92,6 +94,7 @@ async def _flush_idle(operations: Operations) -> None:
     while True:
         await asyncio.sleep(0.5)
         operations.behind.flush_idle()
+        operations.close_some()
 
 
 def options(config: MountConfig) -> set[str]:

@@ -110,10 +110,8 @@ class Names(Shared):
             caller=self.who(caller), place=self.place(parent, name), type=kind,
             mode=mode & _PERMISSIONS, symlink=symlink, device=device,
         )  # fmt: skip
-        try:
-            inode = await self.client.meta("MakeNode", request)
-        finally:
-            self.nodes.stale(parent)
+        inode = await self.change(parent, "MakeNode", request)
+        self.nodes.touched(parent, inode.ctime_ns, links=int(kind == pb.DIRECTORY))
         node = self.nodes.learn(inode, asked, mutation=True)
         return self.nodes.named(node, parent, name).attributes()
 
@@ -130,10 +128,8 @@ class Names(Shared):
         request = pb.LinkRequest(
             caller=self.who(caller), inode=inode, place=self.place(parent, name)
         )
-        try:
-            found = await self.client.meta("Link", request)
-        finally:
-            self.nodes.stale(parent)
+        found = await self.change(parent, "Link", request)
+        self.nodes.touched(parent, found.ctime_ns)
         node = self.nodes.learn(found, asked, mutation=True)
         return self.nodes.named(node, parent, name).attributes()
 
@@ -151,10 +147,8 @@ class Names(Shared):
             caller=self.who(caller), place=self.place(parent, name), directory=directory,
             hold=self._is_open(parent, name),
         )  # fmt: skip
-        try:
-            reply = await self.client.meta("Unlink", request)
-        finally:
-            self.nodes.stale(parent)
+        reply = await self.change(parent, "Unlink", request)
+        self.nodes.touched(parent, reply.inode.ctime_ns, links=-int(directory))
         self.nodes.unbind(parent, name)
         self.handles.renamed(parent, name, None)
         self._gone(reply.inode, asked, request.hold)
@@ -170,6 +164,8 @@ class Names(Shared):
             self.nodes.learn(inode, asked, mutation=True)
             if hold and inode.links == 0:
                 node.held = True
+        if inode.links == 0:
+            self.close_now(inode.id)
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flags: int, caller: Caller
@@ -185,15 +181,16 @@ class Names(Shared):
             hold=not exchange and self._is_open(to_parent, to_name),
         )  # fmt: skip
         getattr(request, "from").CopyFrom(self.place(parent, name))
-        try:
-            reply = await self.client.meta("Rename", request)
-        finally:
-            self.nodes.stale(parent)
-            self.nodes.stale(to_parent)
+        reply = await self.change(parent, "Rename", request, to_parent)
         replaced = reply.replaced if reply.HasField("replaced") else None
         same = replaced is not None and replaced.id == reply.inode.id
         if same or (moved is not None and moved is self.nodes.at(to_parent, to_name)):
             return  # two names of one inode: POSIX has rename do nothing
+        if any(i is not None and i.type == pb.DIRECTORY for i in (reply.inode, replaced)):
+            self.nodes.stale(parent)  # link counts changed
+            self.nodes.stale(to_parent)
+        self.nodes.touched(parent, reply.inode.ctime_ns)
+        self.nodes.touched(to_parent, reply.inode.ctime_ns)
         self.nodes.unbind(parent, name)
         node = self.nodes.learn(reply.inode, asked, mutation=True)
         self.nodes.bind(node, to_parent, to_name)

@@ -33,6 +33,10 @@ READ_WAIT_S = 60.0
 MAX_BACKGROUND = 256
 """Trips to the metadata service that nobody waits for."""
 NAME_MAX_BYTES = 255
+MAX_LATE = 4096
+"""Write sessions of closed files that the metadata service has not been told of yet."""
+LATE_BATCH = 256
+"""Of them told at a time."""
 
 
 class Shared:
@@ -54,6 +58,7 @@ class Shared:
         through = wanted < PIECE_BYTES
         self.behind = WriteBehind(self._store, slots, PIECE_BYTES, through=through)
         client.on_orphans = self._orphaned
+        self._late: dict[int, int] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     @staticmethod
@@ -106,6 +111,38 @@ class Shared:
             file.unsettled = False
         self.nodes.learn(inode, asked, mutation=True)
 
+    async def change(self, parent: int, name: str, request: Message, other: int = 0) -> Any:
+        """Change names in a directory; if that fails, what is known of it is not trusted.
+
+        Raises:
+            Error: the metadata service's.
+        """
+        try:
+            return await self.client.meta(name, request)
+        except BaseException:
+            self.nodes.stale(parent)
+            if other:
+                self.nodes.stale(other)
+            raise
+
+    def close_later(self, inode: int) -> None:
+        """End a write session in which nothing was written since it was settled: no hurry."""
+        self._late[inode] = self._late.get(inode, 0) + 1
+        if len(self._late) > MAX_LATE:
+            self.close_now(next(iter(self._late)))
+
+    def close_now(self, inode: int) -> None:
+        """End such write sessions of one inode, if it has any: its last name went."""
+        for _ in range(self._late.pop(inode, 0)):
+            request = pb.SettleRequest(caller=pb.Caller(checked=True), inode=inode, close=True)
+            self.in_background(self._call("Settle", request))
+
+    def close_some(self, limit: int = LATE_BATCH) -> None:
+        """End some of them; called by a timer."""
+        for inode in list(self._late)[:limit]:
+            if len(self._background) < MAX_BACKGROUND:
+                self.close_now(inode)
+
     def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         """Do something that nobody waits for; an error is logged."""
         task = asyncio.create_task(self._quietly(work))
@@ -137,15 +174,17 @@ class Shared:
         for handle in list(self.handles.files.values()):
             session, handle.session = handle.session, False
             await self._quietly(self.settle(handle.node, close=session))
-        while self._background:
-            await asyncio.wait(self._background)
+        while self._late or self._background:
+            self.close_some()
+            await asyncio.wait(self._background, return_when=asyncio.FIRST_COMPLETED)
 
     @staticmethod
     async def _quietly(work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except Error as exc:
-            log.warning("background error=%s", exc)
+            if exc.code not in (Code.NOT_FOUND, Code.STALE):  # else it is gone: all the better
+                log.warning("background error=%s", exc)
 
     async def _store(self, file: DirtyFile, spans: list[tuple[int, Part]]) -> None:
         """Send spans of a file (write-behind's way out)."""
