@@ -20,6 +20,8 @@ def settle(txn: Transaction, request: SettleRequest, host: Host) -> Inode:
     """
     inode = load(txn, request.inode)
     if inode.type != REGULAR:
+        if request.sync and not (request.HasField("length") or request.close):
+            return inode  # fsync of a directory
         raise Error(Code.INVALID, f"inode {inode.id} is no regular file")
     written = False
     if request.HasField("length") and request.epoch >= inode.epoch:
