@@ -116,8 +116,6 @@ class ChainTable:
     chains: tuple[ChainId, ...]
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Routing:
     """Everything that a client or a node needs in order to find data; versions only grow."""
