@@ -41,7 +41,7 @@ def run_serve(kind: str, path: Path, *, ready_fd: int | None, parent: int | None
         say_failed(ready_fd, error)
         raise
     except Exception as error:
-        log.exception("crashed")
+        log.exception("event=crashed")
         say_failed(ready_fd, Error(Code.INTERNAL, f"{type(error).__name__}: {error}"))
         raise
 
@@ -72,15 +72,20 @@ async def _serve(server: Server, ready_fd: int | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked.set)
     starting = asyncio.create_task(server.start())
-    waiting = asyncio.create_task(asked.wait())
-    await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+    ending = {asyncio.create_task(asked.wait())}
+    await asyncio.wait({starting, *ending}, return_when=asyncio.FIRST_COMPLETED)
+    expelled: asyncio.Event | None = getattr(server, "failed", None)
     if starting.done():
         await starting
         gc.collect()
         gc.freeze()  # what is alive now stays: collections need not walk it
         say_ready(ready_fd)
-        log.info("serving pid=%d", os.getpid())
-        await waiting
+        log.info("event=serving pid=%d", os.getpid())
+        if expelled is not None:
+            ending.add(asyncio.create_task(expelled.wait()))
+        await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        for task in ending:
+            task.cancel()
     else:
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -88,6 +93,10 @@ async def _serve(server: Server, ready_fd: int | None) -> None:
     try:
         await asyncio.wait_for(server.stop(), STOP_TIMEOUT_S)
     except TimeoutError:
-        log.error("stop_timed_out after_s=%g", STOP_TIMEOUT_S)
+        log.error("event=stop_timed_out after_s=%g", STOP_TIMEOUT_S)
         os._exit(1)
-    log.info("stopped")
+    log.info("event=stopped")
+    if expelled is not None and expelled.is_set():
+        raise Error(
+            Code.STALE, "the cluster takes this process no more (see its log): start it again"
+        )

@@ -82,7 +82,7 @@ class Keeper:
         async with self._lock:
             if self.child is not None and self.child.running:
                 if timeout_s and not await self._stop_by_itself(timeout_s):
-                    log.warning("killed service=%s reason=stop_deadline", self.name)
+                    log.warning("event=killed service=%s reason=stop_deadline", self.name)
                 self.child.signal(signal.SIGKILL)
             if self._watch is not None:
                 await self._watch
@@ -94,7 +94,7 @@ class Keeper:
 
     async def _spawn(self) -> tuple[Child, dict[str, Any]]:
         child, said = await spawn(self.name, self._arguments, self.log_path, START_TIMEOUT_S)
-        log.info("started service=%s pid=%d", self.name, child.pid)
+        log.info("event=started service=%s pid=%d", self.name, child.pid)
         return child, said
 
     async def _keep(self) -> None:
@@ -109,7 +109,7 @@ class Keeper:
                 status = await child.ended
                 log.log(
                     logging.WARNING if self._wanted else logging.INFO,
-                    "ended service=%s pid=%d status=%d wanted=%s",
+                    "event=ended service=%s pid=%d status=%d wanted=%s",
                     self.name,
                     child.pid,
                     status,
@@ -122,7 +122,7 @@ class Keeper:
                 return
             if quick_ends > QUICK_ENDS_ALLOWED:
                 self.failure = f"ended {quick_ends} times within {QUICK_S:g} s of its start"
-                log.error("given_up service=%s reason=%r", self.name, self.failure)
+                log.error("event=given_up service=%s reason=%r", self.name, self.failure)
                 return
             pause_s = min(FIRST_PAUSE_S * 2**quick_ends, LONGEST_PAUSE_S)
             with suppress(TimeoutError):
@@ -133,4 +133,4 @@ class Keeper:
                 self.restarts += 1
             except Error as error:
                 quick_ends += 1
-                log.error("start_failed service=%s error=%r", self.name, str(error))
+                log.error("event=start_failed service=%s error=%r", self.name, str(error))

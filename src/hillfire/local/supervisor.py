@@ -207,7 +207,7 @@ class Supervisor:
                 attest = AttestExitRequest(node=node, incarnation=known.incarnation)
                 await self._call("AttestExit", attest, ATTEST_TIMEOUT_S)
         except (Error, TimeoutError) as error:
-            log.warning("attest_failed service=%s error=%r", keeper.name, str(error))
+            log.warning("event=attest_failed service=%s error=%r", keeper.name, str(error))
 
     async def _on_mount_end(self, keeper: Keeper) -> None:
         """Free the directory of a mount whose process ended, so that it can be mounted again."""
