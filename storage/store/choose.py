@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
 from hillfire.storage.store.base import Update
-from hillfire.storage.store.blocks import Block, size_class
+from hillfire.storage.store.blocks import MAX_CLASS, Block, size_class
 from hillfire.storage.store.records import PendingRecord, Placement
 
 PATCH_BYTES = 64 * 1024
@@ -46,7 +46,7 @@ def choose(
         end = update.length
     else:
         raise Error(Code.INVALID, f"there is no kind {kind} of update")
-    if end > update.chunk_bytes:
+    if end > min(update.chunk_bytes, 1 << MAX_CLASS):
         raise Error(Code.TOO_LARGE, f"byte {end} is beyond the chunk size {update.chunk_bytes}")
     if kind == Kind.REPLACE:
         return Choice(Placement.COPY if end else Placement.NONE, end)

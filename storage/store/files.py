@@ -15,11 +15,17 @@ from hillfire.errors import Code, Error
 from hillfire.storage.store.base import Space
 from hillfire.storage.store.blocks import MAX_CLASS, MIN_CLASS, Block, BlockMap, size_class
 
-GROW_BYTES = 64 * 1024 * 1024
-"""By how much a block file grows at least; an eighth of its size if that is more."""
+GROW_BYTES = 16 * 1024 * 1024
+"""By how much a block file grows at least; a quarter of its size if that is more."""
 GROW_MAX_BYTES = 1024 * 1024 * 1024
 DIRECT_MIN_BYTES = 256 * 1024
 """Writes from this size on bypass the page cache in direct mode."""
+SINGLE_BYTES = 64 * 1024
+"""Reads up to this size bring no more than themselves into the page cache, in small pages.
+
+The kernel would read ahead four times as much, into pages of up to 1 MiB, and writing 4 KiB into
+one of those costs 20 µs where it costs 3 otherwise.
+"""
 PAGE = 4096
 SCRATCH_MIN_BYTES = 128 * 1024
 
@@ -30,6 +36,19 @@ def translate(exc: OSError, what: str) -> Error:
     """Turn an operating system's error into ours."""
     code = Code.NO_SPACE if exc.errno in _FULL else Code.IO
     return Error(code, f"{what}: {exc.strerror}")
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring a directory's entries to the disk.
+
+    Raises:
+        OSError: it cannot.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class BlockFiles:
@@ -50,10 +69,15 @@ class BlockFiles:
         self._lock = threading.Lock()
         self._fds: dict[int, int] = {}
         self._direct_fds: dict[int, int] = {}
+        self._single_fds: dict[int, int] = {}
         self._maps: dict[int, BlockMap] = {}
         self._dirty: set[int] = set()
         self._scratch = threading.local()
-        directory.mkdir(exist_ok=True)
+        try:
+            directory.mkdir(exist_ok=True)
+            sync_directory(directory.parent)
+        except OSError as exc:
+            raise translate(exc, f"cannot create {directory}") from exc
         for name in range(MIN_CLASS, MAX_CLASS + 1):
             if self._path(name).exists():
                 self._open(name)
@@ -66,6 +90,10 @@ class BlockFiles:
         try:
             fd = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._fds[name] = fd
+            sync_directory(self._directory)
+            single = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            self._single_fds[name] = single
+            os.posix_fadvise(single, 0, 0, os.POSIX_FADV_RANDOM)
             blocks = BlockMap()
             blocks.grow(os.fstat(fd).st_size >> name)
         except OSError as exc:
@@ -103,7 +131,7 @@ class BlockFiles:
 
     def _grow(self, name: int, blocks: BlockMap) -> None:
         fd, size = self._fds[name], blocks.capacity << name
-        step = min(max(GROW_BYTES, size >> 3), GROW_MAX_BYTES) >> name or 1
+        step = min(max(GROW_BYTES, size >> 2), GROW_MAX_BYTES) >> name or 1
         try:
             while not self.has_room(step << name):
                 if step == 1:
@@ -184,15 +212,19 @@ class BlockFiles:
             setattr(self._scratch, use, found)
         return found
 
-    def read(self, block: Block, offset: int, into: Sequence[memoryview], flags: int = 0) -> int:
-        """Scatter a block's bytes from ``offset`` on; returns how many there were.
+    def read(
+        self, block: Block, offset: int, into: Sequence[memoryview], n_bytes: int, flags: int = 0
+    ) -> int:
+        """Scatter ``n_bytes`` of a block from ``offset`` on; returns how many there were.
 
         Raises:
             BlockingIOError: with RWF_NOWAIT, when it would have to wait for the disk.
             Error: IO.
         """
         try:
-            return os.preadv(self._fds[block.size_class], into, block.offset + offset, flags)
+            name, number = block
+            fds = self._single_fds if n_bytes <= SINGLE_BYTES else self._fds
+            return os.preadv(fds[name], into, (number << name) + offset, flags)
         except BlockingIOError:
             raise
         except OSError as exc:
@@ -226,7 +258,7 @@ class BlockFiles:
 
     def close(self) -> None:
         """Close the files."""
-        for fd in [*self._fds.values(), *self._direct_fds.values()]:
-            os.close(fd)
-        self._fds.clear()
-        self._direct_fds.clear()
+        for fds in (self._fds, self._direct_fds, self._single_fds):
+            for fd in fds.values():
+                os.close(fd)
+            fds.clear()

@@ -28,6 +28,9 @@ from hillfire.storage.store.records import PendingRecord, Placement, Record
 _ZEROS = memoryview(bytes(1024 * 1024))
 _NOTHING = memoryview(b"")
 
+GROWTH = 4
+"""A chunk that outgrows its block by an append moves to one so many times as large."""
+
 
 class Placer:
     """Carries out placements in one store's block files."""
@@ -155,7 +158,12 @@ class Placer:
             image[kept:] = bytes(after - kept)
             image[start : start + len(payload)] = payload
             grains = grains_of(image)
-        block = self._files.allocate(after)
+        room = after
+        old = None if record is None else record.block
+        if old is not None and after > old.n_bytes and kept and start >= kept:
+            # it grows by appending: leave room, so that it does not move at every step
+            room = max(after, min(old.n_bytes * GROWTH, update.chunk_bytes))
+        block = self._files.allocate(room)
         try:
             self._files.write(block, 0, image)
         except BaseException:

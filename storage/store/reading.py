@@ -57,7 +57,7 @@ def read_verified(
     scratch = files.scratch(2 * GRAIN_BYTES)
     head, tail = scratch[:before], scratch[GRAIN_BYTES : GRAIN_BYTES + after]
     buffers = [view for view in (head, into, tail) if view.nbytes]
-    done = files.read(block, start, buffers, flags)
+    done = files.read(block, start, buffers, end - start, flags)
     if done != end - start:
         if flags:
             raise BlockingIOError
@@ -116,7 +116,7 @@ def read_payload(files: BlockFiles, record: PendingRecord, into: memoryview) -> 
         into[:] = record.payload
     else:
         assert record.block is not None, "a payload outside the record lies in a block"
-        files.read(record.block, pending.offset, [into])
+        files.read(record.block, pending.offset, [into], count)
     if crc32c(into) != pending.payload_checksum:
         raise Error(Code.CORRUPT, "the payload of a pending update fails its checksum")
     return count

@@ -1,0 +1,87 @@
+"""Connections to other storage nodes: one for forwards and one for gRPC a node, kept, remade.
+
+Forwards have connections of their own so that they never queue behind client writes.
+"""
+
+import asyncio
+import contextlib
+import logging
+
+from hillfire.cluster import Endpoint, Node, Routing
+from hillfire.errors import Code, Error
+from hillfire.proto.service import GrpcClient
+from hillfire.proto.wire.base import AsyncConnection, Reply, Request
+from hillfire.proto.wire.pick import connect_async
+from hillfire.types import NodeId
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 2.0
+_BROKEN = (Code.CONNECTION, Code.TIMED_OUT, Code.WRONG_PEER_VERSION, Code.UNAUTHENTICATED)
+
+
+class Peers:
+    """The other nodes, as this one reaches them."""
+
+    def __init__(self) -> None:
+        """Start without connections."""
+        self._wires: dict[NodeId, tuple[Endpoint, asyncio.Task[AsyncConnection]]] = {}
+        self._grpc: dict[NodeId, tuple[str, GrpcClient]] = {}
+
+    async def request(self, node: Node, request: Request, timeout_s: float) -> Reply:
+        """Send a request to a node over the wire, connecting if need be.
+
+        Raises:
+            Error: CONNECTION, TIMED_OUT, or the peer's.
+        """
+        known = self._wires.get(node.id)
+        if known is None or known[0] != node.endpoint:
+            self._drop(node.id)
+            known = (
+                node.endpoint,
+                asyncio.create_task(connect_async(node.endpoint, CONNECT_TIMEOUT_S)),
+            )
+            self._wires[node.id] = known
+        try:
+            connection = known[1].result() if known[1].done() else await asyncio.shield(known[1])
+            return await connection.request(request, timeout_s)
+        except Error as error:
+            if error.code in _BROKEN and self._wires.get(node.id) is known:
+                self._drop(node.id)
+            raise
+
+    def grpc(self, node: Node) -> GrpcClient:
+        """Return a client for a node's gRPC services."""
+        known = self._grpc.get(node.id)
+        if known is None or known[0] != node.endpoint.grpc:
+            known = node.endpoint.grpc, GrpcClient(node.endpoint.grpc)
+            self._grpc[node.id] = known
+        return known[1]
+
+    def routing(self, routing: Routing) -> None:
+        """Close connections to nodes that are dead: what waits for them fails now."""
+        for number in list(self._wires):
+            node = routing.nodes.get(number)
+            if node is None or not node.alive or node.endpoint != self._wires[number][0]:
+                self._drop(number)
+
+    def _drop(self, node: NodeId) -> None:
+        known = self._wires.pop(node, None)
+        if known is not None:
+            known[1].add_done_callback(_close)
+
+    async def close(self) -> None:
+        """Close all."""
+        for number in list(self._wires):
+            task = self._wires[number][1]
+            self._drop(number)
+            with contextlib.suppress(Error):
+                await task
+        for _, client in self._grpc.values():
+            await client.close()
+        self._grpc.clear()
+
+
+def _close(task: "asyncio.Task[AsyncConnection]") -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

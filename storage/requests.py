@@ -1,0 +1,119 @@
+"""Requests at a target while they are worked on, and the payloads of their updates.
+
+A request is answered when every item has its outcome and no thread and no forward uses the
+memory that came with it any more: the sender may change that memory once it has the answer.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+from hillfire.proto.wire.base import Part
+from hillfire.proto.wire.chunks import WriteResult
+from hillfire.region import Region
+from hillfire.storage.craq.effects import Reply
+from hillfire.storage.pool import Holder, Span
+
+_EMPTY = Region.wrap(bytearray(1))
+
+
+class Batch(Holder):
+    """One request's items, their results and the memory that it lent us."""
+
+    __slots__ = ("_future", "_left", "results")
+
+    def __init__(self, count: int, future: "asyncio.Future[Sequence[WriteResult]]") -> None:
+        """Wait for ``count`` results."""
+        super().__init__()
+        self._left = count
+        self._future = future
+        self.results: list[WriteResult] = [_UNKNOWN] * count
+
+    def put(self, item: int, result: WriteResult) -> None:
+        """Take one result in."""
+        self.results[item] = result
+        self._left -= 1
+        assert self._left >= 0, "an item was answered twice"
+        if not self._left:
+            self.drop()
+
+    @property
+    def done(self) -> bool:
+        """Whether every item has its result."""
+        return not self._left
+
+    def ended(self) -> None:
+        """Every item is answered and the memory is free: answer."""
+        if not self._future.done():
+            self._future.set_result(self.results)
+
+
+class Requests:
+    """The requests under way at one target, by number."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._numbers = itertools.count(1)
+        self._open: dict[int, Batch] = {}
+
+    def open(self, count: int) -> "tuple[int, Batch, asyncio.Future[Sequence[WriteResult]]]":
+        """Return a new request: its number, its batch and what to await."""
+        future: asyncio.Future[Sequence[WriteResult]] = asyncio.get_running_loop().create_future()
+        number = next(self._numbers)
+        batch = self._open[number] = Batch(count, future)
+        return number, batch, future
+
+    def answer(self, answers: Sequence[Reply]) -> None:
+        """Take results in."""
+        for number, item, code, version, length, checksum in answers:
+            batch = self._open[number]
+            batch.put(item, WriteResult(code, version, length, checksum))
+            if batch.done:
+                del self._open[number]
+
+
+class Payload:
+    """One update's bytes: in a span of ours, into which they are copied first, or borrowed."""
+
+    __slots__ = ("_kept", "_source", "memory", "offset", "view")
+
+    def __init__(
+        self, memory: Holder, view: memoryview, offset: int, source: memoryview | None
+    ) -> None:
+        """``view`` lies at ``offset`` of the span's region; ``source`` is the sender's memory."""
+        self.memory = memory
+        self.view = view
+        self.offset = offset
+        self._source = source
+        self._kept = False
+
+    def keep(self) -> None:
+        """Hold the memory for as long as the operation is in the core."""
+        if not self._kept:
+            self._kept = True
+            self.memory.hold()
+
+    def let_go(self) -> None:
+        """End ``keep``."""
+        if self._kept:
+            self._kept = False
+            self.memory.drop()
+
+    def fetch(self) -> memoryview:
+        """Copy the bytes into our own memory, once, and return them there."""
+        source, self._source = self._source, None
+        if source is not None:
+            self.view[:] = source
+        return self.view
+
+    def part(self) -> Part:
+        """Return the bytes as a part of a request to the successor."""
+        memory = self.memory
+        if isinstance(memory, Span):
+            return Part(memory.region, self.offset, len(self.view))
+        if not self.view:
+            return Part(_EMPTY, 0, 0)
+        return Part(Region.wrap(self.view), 0, len(self.view))
+
+
+_UNKNOWN = WriteResult(0, 0, 0, 0)

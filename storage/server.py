@@ -1,0 +1,206 @@
+"""StorageServer: one storage node, a process with a directory, its targets and its place."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from hillfire.cluster import Endpoint, NodeKind, Routing
+from hillfire.config import StorageConfig
+from hillfire.errors import Code, Error
+from hillfire.proto import manager_pb2 as pb
+from hillfire.proto.membership import Membership
+from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
+from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming
+from hillfire.proto.wire.pick import host_id
+from hillfire.proto.wire.server import WireServer
+from hillfire.storage.dataplane import DataPlane
+from hillfire.storage.peers import Peers
+from hillfire.storage.pool import Pools
+from hillfire.storage.services import StorageService
+from hillfire.storage.shell import TargetShell
+from hillfire.storage.store.engine import open_store
+from hillfire.storage.targets import Target
+from hillfire.storage.threads import Threads
+from hillfire.types import ChainId, NodeId, TargetId
+
+log = logging.getLogger(__name__)
+
+
+class StorageServer:
+    """Serves the targets that the routing assigns to this node."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        """Prepare; ``start`` opens everything."""
+        self.config = config
+        self.targets: dict[TargetId, Target] = {}
+        self._by_chain: dict[int, Target] = {}
+        self._lock_fd = -1
+        self._wire: WireServer | None = None
+        self._grpc: GrpcServer | None = None
+        self._membership: Membership | None = None
+        self._starting: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def __repr__(self) -> str:
+        """Tell node and targets."""
+        return f"<StorageServer {self.config.node} {list(self.targets.values())}>"
+
+    @property
+    def tcp_address(self) -> str:
+        """``host:port`` of the wire."""
+        return self._wire.tcp_address if self._wire else ""
+
+    @property
+    def membership(self) -> Membership:
+        """The node's place in the cluster, once started."""
+        assert self._membership is not None, "not started"
+        return self._membership
+
+    async def start(self) -> None:
+        """Take the directory, listen, register, and open the targets that are known.
+
+        Raises:
+            Error: BUSY (another process has the directory), WRONG_CLUSTER, CONFIGURATION, and
+                CONNECTION if no manager answers.
+        """
+        config = self.config
+        cluster = self._take_directory()
+        self._executor = ThreadPoolExecutor(config.io_threads, f"storage-{config.node}")
+        self._peers = Peers()
+        self._pools = Pools(config.pool_bytes)
+        self._data = DataPlane(self._shell_of, self._lease_valid, Threads(self._executor))
+        self._dispatcher = Dispatcher()
+        self._dispatcher.add(
+            "Storage", StorageService(self._by_chain.get, self._data, self._lease_valid)
+        )
+        try:
+            self._wire = WireServer(
+                self._handle, tcp=config.listen, shm=str(config.directory / "wire.sock")
+            )
+            await self._wire.start()
+            self._grpc = await serve_grpc(self._dispatcher, config.grpc_listen)
+            self._membership = Membership(
+                config.manager,
+                NodeId(config.node),
+                NodeKind.STORAGE,
+                Endpoint(
+                    self._grpc.address, self._wire.tcp_address, self._wire.shm_path, host_id()
+                ),
+                secrets.randbits(63),
+                cluster,
+                self._report,
+                self._routing_changed,
+                directory=config.directory,
+            )
+            await self._membership.start()
+            if not cluster:
+                path = config.directory / "cluster"
+                path.write_text(self._membership.cluster + "\n")
+            await asyncio.gather(*self._starting)
+        except BaseException:
+            await self.stop()
+            raise
+        log.info("event=started node=%d tcp=%s grpc=%s targets=%d", config.node,
+                 self._wire.tcp_address, self._grpc.address, len(self.targets))  # fmt: skip
+
+    async def stop(self) -> None:
+        """Serve no more and close every store. Idempotent."""
+        self._closing = True
+        if self._membership is not None:
+            await self._membership.stop()
+        for task in list(self._starting):
+            task.cancel()
+        for target in self.targets.values():
+            await target.stop()
+        if self._wire is not None:
+            await self._wire.stop()
+        if self._grpc is not None:
+            await self._grpc.stop()
+        if self._lock_fd >= 0:
+            await self._peers.close()
+            self._executor.shutdown()
+            self._pools.close()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # ------------------------------------------------------------------ the directory
+
+    def _take_directory(self) -> str:
+        """Lock the directory and return the id of the cluster that it belongs to."""
+        directory = self.config.directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as exc:
+            raise Error(Code.CONFIGURATION, f"cannot use {directory}: {exc.strerror}") from exc
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            text = f"another process serves {directory}; stop it first"
+            raise Error(Code.BUSY, text) from exc
+        path = directory / "cluster"
+        return path.read_text().strip() if path.exists() else ""
+
+    # ------------------------------------------------------------------ requests
+
+    def _handle(self, incoming: Incoming) -> Answer | Awaitable[Answer]:
+        if incoming.method < FIRST_SERVICE_METHOD:
+            return self._data.handle(incoming)
+        return self._dispatcher.handle(incoming)
+
+    def _shell_of(self, chain: int) -> TargetShell | None:
+        target = self._by_chain.get(chain)
+        return target.shell if target is not None else None
+
+    def _lease_valid(self) -> bool:
+        return self._membership is not None and self._membership.lease_valid()
+
+    # ------------------------------------------------------------------ membership
+
+    def _report(self) -> Sequence[pb.TargetReport]:
+        return [target.report() for target in self.targets.values() if target.settled]
+
+    def _poke(self) -> None:
+        if self._membership is not None and not self._closing:
+            self._membership.poke()
+
+    def _routing(self) -> Routing:
+        assert self._membership is not None
+        return self._membership.routing
+
+    def _routing_changed(self, routing: Routing) -> None:
+        """Act on a new routing, before the lease that came with it counts."""
+        if self._closing:
+            return
+        self._peers.routing(routing)
+        for number, assigned in routing.targets.items():
+            if assigned.node == self.config.node and number not in self.targets:
+                self._add(number, assigned.chain)
+        for target in self.targets.values():
+            target.routing_changed()
+
+    def _add(self, number: TargetId, chain: ChainId) -> None:
+        """Open a target that this node has to serve."""
+        target = Target(
+            number,
+            chain,
+            self.config.directory / "targets" / str(number),
+            open_store=partial(open_store, direct=self.config.direct_io),
+            peers=self._peers,
+            pools=self._pools,
+            executor=self._executor,
+            routing=self._routing,
+            poke=self._poke,
+        )
+        self.targets[number] = target
+        self._by_chain[chain] = target
+        task = asyncio.get_running_loop().create_task(target.start())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)

@@ -1,0 +1,153 @@
+"""The Storage service: everything of a node but chunk reads and writes (proto/storage.proto)."""
+
+from collections.abc import Callable, Sequence
+
+from hillfire.cluster import PublicState
+from hillfire.errors import Code, Error
+from hillfire.proto import cluster_pb2
+from hillfire.proto import storage_pb2 as pb
+from hillfire.proto.dispatch import CallContext
+from hillfire.proto.wire.chunks import Kind, WriteItem
+from hillfire.storage.craq import events
+from hillfire.storage.craq.channels import INTERNAL
+from hillfire.storage.dataplane import DataPlane
+from hillfire.storage.shell import TargetShell
+from hillfire.storage.store.base import ChunkMeta
+from hillfire.storage.targets import Target
+from hillfire.types import ChunkId, InodeId, split_chunk_id
+
+MAX_PAGE = 4096
+TRUNCATE_BATCH = 1024
+"""Chunks of one file changed at once."""
+
+_EMPTY = memoryview(b"")
+
+
+class StorageService:
+    """Answers for the targets of one node."""
+
+    def __init__(
+        self,
+        target_of: Callable[[int], Target | None],
+        data: DataPlane,
+        lease_valid: Callable[[], bool],
+    ) -> None:
+        """``target_of`` finds this node's target of a chain."""
+        self._target_of = target_of
+        self._data = data
+        self._lease_valid = lease_valid
+
+    async def truncate(
+        self, request: pb.TruncateChunksRequest, context: CallContext
+    ) -> pb.TruncateChunksReply:
+        """Cut or remove a file's chunks of this chain, through the chain.
+
+        A repeated call finds the chunks' epochs raised and changes nothing.
+        """
+        shell = self._serving(request.chain, request.chain_version)
+        inode = InodeId(request.inode)
+        found = await shell.threads.call(lambda: shell.store.scan_inode(inode))
+        items = []
+        for chunk, meta in found:
+            item = _cut(chunk, meta, request)
+            if item is not None:
+                items.append(item)
+        for start in range(0, len(items), TRUNCATE_BATCH):
+            part = items[start : start + TRUNCATE_BATCH]
+            results = await self._data.update(
+                request.chain, part, [_EMPTY] * len(part), events.WritesArrived, context.timeout_s
+            )
+            for result in results:
+                # A newer epoch there: somebody has written or cut since, which stands.
+                if result.code not in (Code.OK, Code.STALE_EPOCH):
+                    code = Code(result.code)
+                    raise Error(code, f"a chunk of inode {inode} was not cut: {code.name}")
+        return pb.TruncateChunksReply(chunks=len(items))
+
+    async def last_byte(
+        self, request: pb.LastByteRequest, context: CallContext
+    ) -> pb.LastByteReply:
+        """Tell where the last chunk of a file on this chain ends, as an offset in the file."""
+        shell = self._serving(request.chain, request.chain_version)
+        inode = InodeId(request.inode)
+        found = await shell.threads.call(lambda: shell.store.scan_inode(inode))
+        ends = [
+            split_chunk_id(chunk)[1] * request.chunk_bytes + meta.length
+            for chunk, meta in found
+            if meta.length
+        ]
+        return pb.LastByteReply(length=max(ends, default=0))
+
+    async def sync(self, request: pb.SyncRequest, context: CallContext) -> cluster_pb2.Empty:
+        """Make what this node acknowledged for a chain durable."""
+        shell = self._serving(request.chain, request.chain_version)
+        try:
+            await shell.threads.call(shell.store.sync)
+        except Error as exc:
+            if exc.code is Code.IO:
+                shell.fail(exc)
+            raise
+        return cluster_pb2.Empty()
+
+    async def list_chunks(
+        self, request: pb.ListChunksRequest, context: CallContext
+    ) -> pb.ListChunksReply:
+        """List a page of a syncing target's records for its predecessor."""
+        shell = self._target(request.chain).active(request.chain_version)
+        after = ChunkId(request.after) if request.after else None
+        limit = min(request.limit or MAX_PAGE, MAX_PAGE)
+
+        def work() -> tuple[Sequence[tuple[ChunkId, ChunkMeta]], dict[ChunkId, int]]:
+            pending = {chunk: int(each.version) for chunk, each in shell.store.pending()}
+            return shell.store.scan(after, limit), pending
+
+        page, pending = await shell.threads.call(work)
+        records = [
+            pb.ChunkRecord(
+                id=chunk,
+                version=meta.version,
+                pending=pending.get(chunk, 0),
+                chain_version=meta.chain_version,
+                length=meta.length,
+                checksum=meta.checksum,
+                epoch=meta.epoch,
+                removed=meta.removed,
+            )
+            for chunk, meta in page
+        ]
+        return pb.ListChunksReply(chunks=records, end=len(page) < limit)
+
+    def sync_done(self, request: pb.SyncDoneRequest, context: CallContext) -> cluster_pb2.Empty:
+        """Take note that this node's target of a chain is equal to its predecessor's."""
+        self._target(request.chain).synced(request.chain_version)
+        return cluster_pb2.Empty()
+
+    def _target(self, chain: int) -> Target:
+        if not self._lease_valid():
+            raise Error(Code.LEASE_EXPIRED, "this node has lost touch with the manager")
+        target = self._target_of(chain)
+        if target is None:
+            raise Error(Code.NOT_SERVING, f"no target of chain {chain} is on this node")
+        return target
+
+    def _serving(self, chain: int, chain_version: int) -> TargetShell:
+        shell = self._target(chain).active(chain_version)
+        if shell.replica.state is not PublicState.SERVING:
+            raise Error(Code.NOT_SERVING, f"target {shell.target} does not serve")
+        return shell
+
+
+def _cut(chunk: ChunkId, meta: ChunkMeta, request: pb.TruncateChunksRequest) -> WriteItem | None:
+    """Return the update that a chunk needs, None if it may stay as it is."""
+    index = split_chunk_id(chunk)[1]
+    left = request.length - index * request.chunk_bytes
+    if request.remove or left <= 0:
+        kind, length = Kind.REMOVE, 0
+    elif left < meta.length:
+        kind, length = Kind.TRUNCATE, left
+    else:
+        return None
+    return WriteItem(
+        chunk, request.chain, request.chain_version, kind, 0, length, 0, request.epoch,
+        request.chunk_bytes, INTERNAL, index, request.sequence,
+    )  # fmt: skip

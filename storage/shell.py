@@ -1,0 +1,363 @@
+"""TargetShell: carries a replica's effects out, on one target's store and towards its successor.
+
+Everything here runs on the event loop's thread except the store's calls, which a pool of threads
+makes, one job a batch; small batches are prepared and committed at once, because a thread's hop
+costs more than they do.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+
+from hillfire.cluster import Chain, Routing
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.base import MAX_DATA_BYTES, MAX_PARTS, Part, Request
+from hillfire.proto.wire.chunks import (
+    FORWARD,
+    FORWARD_ITEMS,
+    WRITE_RESULTS,
+    ForwardItem,
+)
+from hillfire.storage.craq import effects, events
+from hillfire.storage.craq.events import Outcome
+from hillfire.storage.craq.operation import Operation
+from hillfire.storage.craq.replica import Replica
+from hillfire.storage.peers import Peers
+from hillfire.storage.pool import Holder, Pools
+from hillfire.storage.requests import Payload, Requests
+from hillfire.storage.store.base import ChunkStore, Image, Update
+from hillfire.storage.threads import Threads
+from hillfire.storage.transfers import read_pending, read_whole
+from hillfire.types import TargetId, Version
+
+log = logging.getLogger(__name__)
+
+FORWARD_TIMEOUT_S = 10.0
+"""Longer than any lease: a successor that is dead has left the chain by then."""
+RETRY_MIN_S = 0.01
+RETRY_MAX_S = 0.2
+INLINE_BYTES = 16 * 1024
+"""Batches with up to this much payload are prepared on the event loop."""
+INLINE_ITEMS = 8
+
+
+class TargetShell:
+    """One life of one target: from the opening of its store until its replica stops."""
+
+    def __init__(
+        self,
+        target: TargetId,
+        store: ChunkStore,
+        *,
+        peers: Peers,
+        pools: Pools,
+        executor: Executor,
+        routing: Callable[[], Routing],
+        stopped: Callable[["TargetShell", effects.Stop], None],
+        poke: Callable[[], None],
+    ) -> None:
+        """Restore the replica from the store; ``stopped`` is called once if it stops."""
+        self.target = target
+        self.store = store
+        self.replica = Replica(target, store.get, store.pending(), store.tags())
+        self.chain: Chain | None = None
+        self.position = 0
+        """in the chain, as pools are counted"""
+        self.requests = Requests()
+        self.pools = pools
+        self._peers = peers
+        self.threads = Threads(executor)
+        self._routing = routing
+        self._stopped = stopped
+        self._poke = poke
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[events.Event] = deque()
+        self._handling = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._back_off_s = RETRY_MIN_S
+
+    # ------------------------------------------------------------------ events
+
+    def handle(self, event: events.Event) -> None:
+        """Give the replica an event and carry out what it wants."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for effect in self.replica.handle(self._events.popleft()):
+                    _CARRY[type(effect)](self, effect)
+        finally:
+            self._handling = False
+
+    def routing_changed(self, chain: Chain) -> None:
+        """Act on a newer view of the chain."""
+        if chain.version <= self.replica.version:
+            return
+        self.chain = chain
+        line = chain.writable
+        self.position = line.index(self.target) if self.target in line else len(line)
+        self._back_off_s = RETRY_MIN_S
+        self.handle(events.RoutingChanged(chain))
+
+    def fail(self, error: Error) -> None:
+        """Stop, because the store failed."""
+        self.handle(events.StoreFailed(error.code, error.strerror or error.code.name))
+
+    async def drained(self) -> None:
+        """Wait until no thread and no forward works for this life any more."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.threads.idle()
+
+    # ------------------------------------------------------------------ the store's effects
+
+    def _prepare(self, effect: effects.Prepare) -> None:
+        operations, chain_version = effect.operations, effect.chain_version
+        total = 0
+        for operation in operations:
+            payload: Payload = operation.payload  # type: ignore[assignment]
+            payload.keep()
+            payload.memory.hold()
+            total += len(payload.view)
+
+        def work() -> list[tuple[Operation, Image | int]]:
+            updates = []
+            for o in operations:
+                payload: Payload = o.payload  # type: ignore[assignment]
+                updates.append(
+                    Update(
+                        o.chunk, Version(o.version), o.kind, o.offset, o.length, payload.fetch(),
+                        o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes,
+                    )
+                )  # fmt: skip
+            images = self.store.prepare(updates)
+            return [(o, _coded(image)) for o, image in zip(operations, images, strict=True)]
+
+        def done(result: object) -> None:
+            if isinstance(result, BaseException):
+                self._broken("prepare", result)
+            else:
+                self.handle(events.Prepared(result))  # type: ignore[arg-type]
+            for operation in operations:
+                operation.payload.memory.drop()  # type: ignore[attr-defined]
+
+        self._run(work, done, total <= INLINE_BYTES and len(operations) <= INLINE_ITEMS)
+
+    def _commit(self, effect: effects.Commit) -> None:
+        operations, chain_version = effect.operations, effect.chain_version
+
+        def work() -> None:
+            self.store.commit([(o.chunk, o.version, chain_version) for o in operations])  # type: ignore[misc]
+
+        def done(result: object) -> None:
+            if isinstance(result, BaseException):
+                self._broken("commit", result)
+            else:
+                self.handle(events.Committed(operations))
+
+        self._run(work, done, len(operations) <= INLINE_ITEMS)
+
+    def _run(
+        self, work: Callable[[], object], done: Callable[[object], None], inline: bool
+    ) -> None:
+        if not inline:
+            self.threads.submit(work, done)
+            return
+        try:
+            result = work()
+        except Exception as exc:
+            result = exc
+        done(result)
+
+    def _broken(self, what: str, exc: BaseException) -> None:
+        """Stop after a failed store call: this target can go on no longer, the node can."""
+        if not isinstance(exc, Error):
+            log.error("event=store_failed target=%d call=%s", self.target, what, exc_info=exc)
+            exc = Error(Code.IO, f"{what}: {type(exc).__name__}: {exc}")
+        self.fail(exc)
+
+    def _discard(self, effect: effects.Discard) -> None:
+        try:
+            for chunk in effect.chunks:
+                self.store.discard(chunk)
+        except Error as exc:
+            self._broken("discard", exc)
+
+    # ------------------------------------------------------------------ the successor
+
+    def _forward(self, effect: effects.Forward) -> None:
+        for portion in self._portions(effect.operations, _payload_bytes):
+            self._spawn(self._send_forward(effect.target, effect.chain_version, portion))
+
+    def _transfer(self, effect: effects.Transfer) -> None:
+        for portion in self._portions(effect.operations, self._chunk_bytes):
+            self._spawn(self._send_transfer(effect.target, effect.chain_version, portion))
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _chunk_bytes(self, operation: Operation) -> int:
+        meta = self.store.get(operation.chunk)
+        return 0 if meta is None else meta.length
+
+    def _portions(
+        self, operations: Sequence[tuple[Operation, int]], size_of: Callable[[Operation], int]
+    ) -> list[list[tuple[Operation, int]]]:
+        """Cut a batch so that each part fits one request and a share of the pool."""
+        limit = min(MAX_DATA_BYTES, self.pools.n_bytes // 4)
+        portions: list[list[tuple[Operation, int]]] = [[]]
+        total = 0
+        for pair in operations:
+            size = size_of(pair[0])
+            if portions[-1] and (total + size > limit or len(portions[-1]) >= MAX_PARTS):
+                portions.append([])
+                total = 0
+            portions[-1].append(pair)
+            total += size
+        return portions
+
+    async def _send_forward(
+        self, target: TargetId, chain_version: int, operations: Sequence[tuple[Operation, int]]
+    ) -> None:
+        memories: list[Holder] = []
+        try:
+            old = [operation for operation, _ in operations if operation.payload is None]
+            parts_of: dict[Operation, Part] = {}
+            for operation, _ in operations:
+                payload = operation.payload
+                if isinstance(payload, Payload):
+                    payload.memory.hold()
+                    memories.append(payload.memory)
+                    parts_of[operation] = payload.part()
+            if old:
+                span, parts = await read_pending(
+                    self.threads, self.store, self.pools.at(Pools.TRANSFERS), old
+                )
+                memories.append(span)
+                parts_of.update(zip(old, parts, strict=True))
+            chain = self.chain.id if self.chain is not None else 0
+            items = [forward_item(o, chain, chain_version) for o, _ in operations]
+            await self._send(target, operations, items, [parts_of[o] for o, _ in operations])
+        except Error as exc:
+            self._not_sent(operations, exc)
+        finally:
+            for memory in memories:
+                memory.drop()
+
+    async def _send_transfer(
+        self, target: TargetId, chain_version: int, operations: Sequence[tuple[Operation, int]]
+    ) -> None:
+        try:
+            chain = self.chain.id if self.chain is not None else 0
+            span, items, parts = await read_whole(
+                self.threads,
+                self.store,
+                self.pools.at(Pools.TRANSFERS),
+                [operation.chunk for operation, _ in operations],
+                chain,
+                chain_version,
+            )
+            try:
+                await self._send(target, operations, items, parts)
+            finally:
+                span.drop()
+        except Error as exc:
+            self._not_sent(operations, exc)
+
+    async def _send(
+        self,
+        target: TargetId,
+        operations: Sequence[tuple[Operation, int]],
+        items: Sequence[ForwardItem],
+        parts: Sequence[Part],
+    ) -> None:
+        """Send one FORWARD and hand its answers in.
+
+        Raises:
+            Error: whatever kept it from being answered.
+        """
+        node = self._routing().node_of(target)
+        request = Request(FORWARD, FORWARD_ITEMS.pack(items), parts)
+        reply = await self._peers.request(node, request, FORWARD_TIMEOUT_S)
+        results = WRITE_RESULTS.unpack(reply.body)
+        if len(results) != len(operations):
+            text = f"{len(results)} answers to {len(operations)} forwards"
+            raise Error(Code.PROTOCOL, text)
+        self.handle(
+            events.Forwarded(
+                [
+                    (operation, attempt, Outcome(*result))
+                    for (operation, attempt), result in zip(operations, results, strict=True)
+                ]
+            )
+        )
+
+    def _not_sent(self, operations: Sequence[tuple[Operation, int]], error: Error) -> None:
+        log.info(
+            "event=forward_failed target=%d items=%d code=%s cause=%r",
+            self.target, len(operations), error.code.name, str(error.strerror),
+        )  # fmt: skip
+        # Whatever befell the request as a whole, the updates are sent again; a sync's are asked
+        # for again by whoever runs it.
+        outcome = Outcome(Code.CONNECTION)
+        self.handle(events.Forwarded([(o, attempt, outcome) for o, attempt in operations]))
+
+    # ------------------------------------------------------------------ the rest
+
+    def _replies(self, effect: effects.Replies) -> None:
+        self._back_off_s = RETRY_MIN_S
+        self.requests.answer(effect.answers)
+
+    def _finish(self, effect: effects.Finish) -> None:
+        for operation in effect.operations:
+            if operation.payload is not None:
+                operation.payload.let_go()  # type: ignore[attr-defined]
+
+    def _retry_later(self, effect: effects.RetryLater) -> None:
+        self._loop.call_later(self._back_off_s, self.handle, events.RetryDue())
+        self._back_off_s = min(RETRY_MAX_S, self._back_off_s * 2)
+        self._poke()
+
+    def _stop(self, effect: effects.Stop) -> None:
+        self._stopped(self, effect)
+
+
+_CARRY: dict[type, Callable[..., None]] = {
+    effects.Prepare: TargetShell._prepare,
+    effects.Forward: TargetShell._forward,
+    effects.Transfer: TargetShell._transfer,
+    effects.Commit: TargetShell._commit,
+    effects.Discard: TargetShell._discard,
+    effects.Replies: TargetShell._replies,
+    effects.Finish: TargetShell._finish,
+    effects.RetryLater: TargetShell._retry_later,
+    effects.Stop: TargetShell._stop,
+}
+
+
+def forward_item(o: Operation, chain: int, chain_version: int) -> ForwardItem:
+    """Return an operation as the successor is told of it."""
+    image = o.image
+    assert image is not None, o
+    return ForwardItem(
+        o.chunk, chain, chain_version, o.kind, o.offset, o.length, o.checksum, o.epoch,
+        o.chunk_bytes, *o.tag, o.version, *image,
+    )  # fmt: skip
+
+
+def _coded(image: Image | Exception) -> Image | int:
+    if isinstance(image, Image):
+        return image
+    return image.code if isinstance(image, Error) else Code.IO
+
+
+def _payload_bytes(operation: Operation) -> int:
+    payload = operation.payload
+    return len(payload.view) if isinstance(payload, Payload) else operation.chunk_bytes

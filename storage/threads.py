@@ -1,0 +1,64 @@
+"""Threads: blocking store calls off the event loop, counted, so that one can wait for their end."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Threads:
+    """One user's jobs in a pool of threads that it shares."""
+
+    def __init__(self, executor: Executor) -> None:
+        """Belongs to the running event loop."""
+        self._executor = executor
+        self.loop = asyncio.get_running_loop()
+        self._jobs = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def submit(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
+        """Run ``work`` in a thread, then ``done(result or exception)`` on the event loop."""
+        self._jobs += 1
+        self._idle.clear()
+        finished, later = self._finished, self.loop.call_soon_threadsafe
+
+        def run() -> None:
+            result: object
+            try:
+                result = work()
+            except BaseException as exc:
+                result = exc
+            later(finished, done, result)
+
+        self._executor.submit(run)
+
+    def _finished(self, done: Callable[[object], None], result: object) -> None:
+        self._jobs -= 1
+        if not self._jobs:
+            self._idle.set()
+        done(result)
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in a thread and return its result.
+
+        The thread goes on when the caller is cancelled; ``idle`` waits for it.
+        """
+        future: asyncio.Future[T] = self.loop.create_future()
+
+        def done(result: object) -> None:
+            if future.done():
+                return
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        self.submit(work, done)
+        return await future
+
+    async def idle(self) -> None:
+        """Wait until no job is at work."""
+        await self._idle.wait()
