@@ -1,4 +1,4 @@
-"""A metadata service's directory: one process at a time, one cluster for good."""
+"""A service's directory: one process at a time, one cluster for good."""
 
 import fcntl
 import os
@@ -10,8 +10,8 @@ from hillfire.errors import Code, Error
 class Directory:
     """The directory, locked as long as this object is open."""
 
-    def __init__(self, path: Path) -> None:
-        """Make it if it is missing, and take the lock.
+    def __init__(self, path: Path, service: str = "metadata service") -> None:
+        """Make it if it is missing, and take the lock; ``service`` is for messages.
 
         Raises:
             Error: BUSY when another process has it, IO.
@@ -21,12 +21,12 @@ class Directory:
             path.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise Error(Code.IO, f"cannot use {path} for the metadata service: {error}") from error
+            raise Error(Code.IO, f"cannot use {path} for the {service}: {error}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.close()
-            text = f"another metadata service runs in {path}: stop it, or use another directory"
+            text = f"another {service} runs in {path}: stop it first, or use another directory"
             raise Error(Code.BUSY, text) from error
 
     @property

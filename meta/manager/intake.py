@@ -1,10 +1,12 @@
 """What a message from outside has to be before the manager believes its numbers."""
 
-from hillfire.cluster import Endpoint, Node, NodeKind
+from hillfire.cluster import Endpoint, LocalState, Node, NodeKind
 from hillfire.errors import Code, Error
-from hillfire.meta.manager.decide import MAX_NODE
+from hillfire.meta.manager.chains import Report
+from hillfire.meta.manager.decide import MAX_NODE, Status
+from hillfire.meta.manager.placement import MAX_TARGETS_PER_NODE
 from hillfire.proto import manager_pb2 as manager
-from hillfire.types import NodeId
+from hillfire.types import NodeId, TargetId
 
 MAX_ADDRESS_BYTES = 256
 _SHOWN = 64
@@ -31,6 +33,28 @@ def node_of(request: manager.RegisterRequest) -> Node:
         raise Error(Code.INVALID, f"node {request.node} does not say where it listens")
     endpoint = Endpoint(at.grpc, at.tcp, at.shm, at.host)
     return Node(NodeId(request.node), NodeKind(request.kind), endpoint, request.incarnation, True)
+
+
+def statuses_of(request: manager.HeartbeatRequest) -> dict[TargetId, Status]:
+    """Return what a heartbeat says of each target.
+
+    Raises:
+        Error: INVALID for a state that does not exist, or more targets than a node can have.
+    """
+    if len(request.targets) > MAX_TARGETS_PER_NODE:
+        text = f"{len(request.targets)} targets: a node has at most {MAX_TARGETS_PER_NODE}"
+        raise Error(Code.INVALID, text)
+    try:
+        return {
+            TargetId(said.target): Status(
+                Report(LocalState(said.local), said.chain_version),
+                said.used_bytes,
+                said.capacity_bytes,
+            )
+            for said in request.targets
+        }
+    except ValueError as exc:
+        raise Error(Code.INVALID, f"node {request.node} reports an unknown state: {exc}") from exc
 
 
 def shown(text: str) -> str:

@@ -5,8 +5,6 @@ on the disk before :meth:`Store.save` returns; nothing is published before that.
 belongs to one process (its lock) and to one cluster (its ``cluster`` file) for good.
 """
 
-import fcntl
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TypeVar
 
 from hillfire.cluster import Routing
 from hillfire.errors import Code, Error
+from hillfire.meta.directory import Directory
 from hillfire.meta.engine.base import Transaction
 from hillfire.meta.engine.retry import transact
 from hillfire.meta.engine.rocksdb import RocksEngine
@@ -38,6 +37,8 @@ _NODES = b"node/"
 _TARGETS = b"target/"
 _CHAINS = b"chain/"
 _TABLES = b"table/"
+_END = b"\xff" * 5
+"""After every id."""
 
 
 class Store:
@@ -55,17 +56,17 @@ class Store:
         self._directory = directory
         self._durable = durable
         self._known: Routing | None = None
-        self._lock_fd = _locked(directory)
+        self._held = Directory(directory, "manager")
         try:
             self._engine = RocksEngine(directory / "database")
             try:
                 self.routing, self._epoch = self._open()
-                _stamp(directory, self.routing.cluster)
+                self._held.join(self.routing.cluster)
             except BaseException:
                 self._engine.close()
                 raise
         except BaseException:
-            os.close(self._lock_fd)
+            self._held.close()
             raise
         self._known = self.routing
 
@@ -84,7 +85,7 @@ class Store:
     def close(self) -> None:
         """Release the database and the directory."""
         self._engine.close()
-        os.close(self._lock_fd)
+        self._held.close()
 
     def _open(self) -> tuple[Routing, int]:
         """Read everything; a database without a cluster is given one."""
@@ -110,6 +111,9 @@ class Store:
         """Put the records that changed; all of them if it is uncertain what is there."""
         if transaction.get(_EPOCH) != _U64.pack(self._epoch):
             raise Error(Code.NOT_LEADER, "a newer manager has opened this database")
+        if before is None:
+            for prefix, _ in _repeated(pb.Routing()):
+                transaction.clear_range(prefix, prefix + _END)
         old = before or Routing(after.cluster, 0)
         message = convert.routing_to_message(
             Routing(
@@ -135,9 +139,10 @@ def _read(transaction: Transaction, cluster: str) -> Routing:
     if version is None:
         return first_routing(cluster)
     message = pb.Routing(cluster=cluster, version=_U64.unpack(version)[0])
-    message.manager.ParseFromString(transaction.get(_MANAGER) or b"")
+    if manager := transaction.get(_MANAGER):
+        message.manager.ParseFromString(manager)
     for prefix, records in _repeated(message):
-        for _, value in transaction.range(prefix, prefix + b"\xff" * 5):
+        for _, value in transaction.range(prefix, prefix + _END):
             records.add().ParseFromString(value)
     return convert.routing_from_message(message)
 
@@ -155,39 +160,3 @@ def _repeated(message: pb.Routing):  # type: ignore[no-untyped-def]
 def _differing(before: Mapping[K, V], after: Mapping[K, V]) -> dict[K, V]:
     """Return the entries that are new or other than they were; none is ever removed."""
     return {key: value for key, value in after.items() if before.get(key) != value}
-
-
-def _locked(directory: Path) -> int:
-    """Take the directory's lock, which ends with the process.
-
-    Raises:
-        Error: BUSY when another process has it.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise Error(Code.IO, f"cannot use {directory} for the manager: {exc}") from exc
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(fd)
-        text = f"another manager runs in {directory}: stop it first, or use another directory"
-        raise Error(Code.BUSY, text) from exc
-    return fd
-
-
-def _stamp(directory: Path, cluster: str) -> None:
-    """Leave the cluster's id in the directory, or verify that it is the one there."""
-    path = directory / "cluster"
-    if not path.exists():
-        partial = directory / "cluster.partial"
-        partial.write_text(cluster + "\n")
-        partial.replace(path)
-    found = path.read_text().strip()
-    if found != cluster:
-        raise Error(
-            Code.WRONG_CLUSTER,
-            f"{path} names cluster {found}, but the database beside it belongs to {cluster}: "
-            "parts of two clusters were mixed",
-        )
