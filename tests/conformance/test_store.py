@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -281,9 +282,84 @@ def test_everything_is_there_after_reopening(opener: Open) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("step", [1000, 65536, 100_000])
+def test_appends_grow_a_chunk(store: ChunkStore, step: int) -> None:
+    for version, at in enumerate(range(0, CHUNK - step, step), 1):
+        (image,) = apply(store, update(A, version, BYTES[at : at + step], at))
+        assert image == Image(at + step, whole(BYTES[: at + step]))
+    assert content(store, A) == BYTES[: at + step]
+
+
 def test_space_is_counted(store: ChunkStore) -> None:
     used, capacity = store.space()
     assert 0 <= used < capacity
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_readers_beside_writers_see_whole_versions_that_never_go_back(
+    tmp_path: Path, direct: bool
+) -> None:
+    store = open_store(tmp_path, direct=direct, record_limit=2)
+    history: list[list[bytes]] = [[b""], [b""], [b""]]
+    names, ended, failures = [A, B, C], threading.Event(), list[str]()
+    reads = [0]
+
+    def reader(seed: int) -> None:
+        rng, into = random.Random(seed), bytearray(CHUNK)
+        seen = [0, 0, 0]
+        try:
+            while not ended.is_set():
+                which = rng.randrange(3)
+                offset, length = rng.randrange(CHUNK), rng.choice([10, 70_000, CHUNK])
+                if rng.random() < 0.3:
+                    offset = 0
+                view = memoryview(into)[:length]
+                first = len(history[which]) - 1
+                read = store.read_cached if rng.random() < 0.5 else store.read
+                answer = read(names[which], offset, view)
+                if answer is None:
+                    continue
+                count, checksum, version = answer
+                assert version >= seen[which], f"version {version} after {seen[which]}"
+                assert version >= first - 1, f"version {version}, {first - 1} was committed"
+                seen[which] = version
+                expected = history[which][version][offset : offset + length]
+                assert view[:count] == expected, f"version {version} at {offset}"
+                assert checksum == crc32c(expected)
+                reads[0] += 1
+        except Exception as exc:
+            failures.append(repr(exc))
+
+    threads = [threading.Thread(target=reader, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        rng = random.Random(9)
+        for version in range(1, 400):
+            batch = []
+            for which, name in enumerate(names):
+                old = history[which][-1]
+                offset = rng.choice([0, len(old), rng.randrange(CHUNK)])
+                length = rng.choice([4096, rng.randrange(1, 9000), CHUNK])
+                payload = rng.randbytes(min(length, CHUNK - offset))
+                if rng.random() < 0.1 or not payload:
+                    cut = rng.randrange(CHUNK)
+                    batch.append(update(name, version, kind=Kind.TRUNCATE, length=cut))
+                    new = old[:cut].ljust(cut, b"\0")
+                else:
+                    batch.append(update(name, version, payload, offset))
+                    new = old[:offset].ljust(offset, b"\0") + payload
+                    new += old[offset + len(payload) :]
+                history[which].append(new)
+            apply(store, *batch)
+            if failures:
+                break
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        store.close()
+    assert not failures and reads[0] > 100, (failures, reads)
 
 
 OFFSETS = st.one_of(
