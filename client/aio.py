@@ -17,7 +17,7 @@ from hillfire.client.actions import Call, Exchange, Join, Operation, Outcome, Pa
 from hillfire.client.buffers import DEFAULT_BYTES, Buffers
 from hillfire.client.core import Core
 from hillfire.client.session import Session
-from hillfire.client.sync import manager_endpoint, new_client, own_identity
+from hillfire.client.sync import allowed, manager_endpoint, new_client, own_identity
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
@@ -257,7 +257,8 @@ class Client:
             raise Error(Code.INVALID, "this client is closed")
         task = self._connecting.get(endpoint)
         if task is None:
-            attempt = connect_async(endpoint, CONNECT_TIMEOUT_S, transport=self._transport)
+            transport = allowed(self._transport, endpoint)
+            attempt = connect_async(endpoint, CONNECT_TIMEOUT_S, transport=transport)
             task = self._connecting[endpoint] = asyncio.ensure_future(_as_coroutine(attempt))
             task.add_done_callback(lambda done: self._connected(endpoint, done))
         return await asyncio.shield(task)

@@ -28,6 +28,7 @@ def read(
     entries: list[Entry] = []
     streams: dict[Open, Stream] = {}
     bad: dict[int, Error] = {}
+    append, new = entries.append, tuple.__new__
     for number, (file, offset, place, length) in enumerate(reads):
         stream = streams.get(file)
         if stream is None:
@@ -41,7 +42,7 @@ def read(
                 bad[number] = _as_error(exc)
                 continue
             streams[file] = stream
-        entries.append((stream.extent, offset, Part(region, place, length)))
+        append((stream.extent, offset, new(Part, (region, place, length))))
     results = yield from reading.read_batch(core, entries)
     return _merge(results, bad, len(reads))
 

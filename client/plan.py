@@ -5,7 +5,7 @@ the limits of a request and the choice of a replica exist once. This is the per-
 tuple a piece, plain loops.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ SAME_HOST_WEIGHT = 4
 """A replica on the reader's own host takes this many turns for each of another's."""
 
 _CHUNK_ID = Struct(">HQHI").pack
+_new = tuple.__new__  # half the price of calling a NamedTuple
 
 
 class Extent(NamedTuple):
@@ -69,15 +70,13 @@ class Line(NamedTuple):
 class Batch:
     """The pieces of one request to one node."""
 
-    __slots__ = ("bytes", "node", "parts", "pieces", "records", "replicas")
+    __slots__ = ("bytes", "node", "pieces", "records")
 
     def __init__(self, node: Replica) -> None:
         """Begin an empty one."""
         self.node = node
         self.pieces: list[Piece] = []
         self.records: list[tuple[Any, ...]] = []
-        self.parts: list[Any] = []
-        self.replicas: list[Replica] = []
         self.bytes = 0
 
 
@@ -104,24 +103,50 @@ def make_lines(routing: Routing, host: str, suspects: Iterable[int] = ()) -> dic
 
 
 def split(
-    item: int,
-    extent: Extent,
-    offset: int,
-    part: Any,
-    into: list[Piece],
-    make_part: Callable[..., Any],
-) -> None:
-    """Append the pieces of one entry; most entries fall into one chunk and keep their part."""
-    layout = extent.layout
-    size, chains = layout.chunk_bytes, layout.chains
-    region, place, length = part
-    index, start = divmod(offset, size)
-    if start + length <= size:
-        chunk = _CHUNK_ID(FILES, extent.inode, 0, index)
-        into.append(Piece(item, chunk, chains[index % len(chains)], start, part))
-        return
-    for chain, name, begin, done, count in pieces(layout, InodeId(extent.inode), offset, length):
-        into.append(Piece(item, name, chain, begin, make_part(region, place + done, count)))
+    entries: Iterable[tuple[Extent, int, Any]],
+    results: list[Any],
+    make_part: Any,
+    reading: bool,
+) -> list[Piece]:
+    """Cut entries (extent, offset, part) into pieces; most fall into one chunk, keep their part.
+
+    Fills in ``results``: each entry's byte count, clipped at the file's length when ``reading``,
+    or the error of one that cannot be done. The loop is spelled out because it is the I/O path.
+    """
+    out: list[Piece] = []
+    append = out.append
+    for item, (extent, offset, part) in enumerate(entries):
+        region, place, length = part
+        inode, end, _, layout = extent
+        if (
+            offset < 0
+            or place < 0
+            or length <= 0
+            or place + length > region.size
+            or region.quarantined
+            or not reading
+        ):
+            try:
+                check_range(extent, offset, length)
+                region.check(place, length, reading)
+            except Error as exc:
+                results[item] = exc
+                continue
+        if reading and offset + length > end:
+            length = end - offset if end > offset else 0
+            part = make_part(region, place, length)
+        results[item] = length
+        if not length:
+            continue
+        size, chains = layout.chunk_bytes, layout.chains
+        index, start = divmod(offset, size)
+        if start + length <= size:
+            name = _CHUNK_ID(FILES, inode, 0, index)
+            append(_new(Piece, (item, name, chains[index % len(chains)], start, part)))
+            continue
+        for chain, name, start, done, count in pieces(layout, InodeId(inode), offset, length):
+            append(Piece(item, name, chain, start, make_part(region, place + done, count)))
+    return out
 
 
 def check_range(extent: Extent, offset: int, length: int) -> None:
@@ -149,8 +174,7 @@ class Batcher:
 
     def add(self, replica: Replica, piece: Piece, record: tuple[Any, ...]) -> None:
         """Put a piece and its packed record's fields into a request to the replica's node."""
-        part = piece.part
-        length = part[2]
+        length = piece[4][2]
         batch = self._open.get(replica.node)
         if batch is None or (
             len(batch.pieces) >= self._max_items or batch.bytes + length > self._max_bytes
@@ -159,8 +183,6 @@ class Batcher:
             self.batches.append(batch)
         batch.pieces.append(piece)
         batch.records.append(record)
-        batch.parts.append(part)
-        batch.replicas.append(replica)
         batch.bytes += length
 
 
@@ -171,18 +193,31 @@ def plan_reads(
 
     Returns the requests and the pieces whose chain has nobody that serves.
     """
-    batcher, stranded = Batcher(), []
-    add = batcher.add
+    batches: list[Batch] = []
+    stranded: list[Piece] = []
+    filling: dict[int, Batch] = {}
     for piece in todo:
-        line = lines.get(piece.chain)
+        _, chunk, chain, start, part = piece
+        line = lines.get(chain)
         if line is None or not line.turns:
             stranded.append(piece)
             continue
-        turns = line.turns
+        version, _, turns = line
         turn += 1
-        record = (piece.chunk, piece.chain, line.version, piece.start, 0)
-        add(turns[turn % len(turns)], piece, record)
-    return batcher.batches, stranded
+        replica = turns[turn % len(turns)]
+        length = part[2]
+        batch = filling.get(replica[1])
+        if (
+            batch is None
+            or len(batch.pieces) >= MAX_ITEMS
+            or (batch.bytes + length > MAX_BYTES and batch.bytes)
+        ):
+            batch = filling[replica[1]] = Batch(replica)
+            batches.append(batch)
+        batch.pieces.append(piece)
+        batch.records.append((chunk, chain, version, start, 0))
+        batch.bytes += length
+    return batches, stranded
 
 
 def choose_again(line: Line, avoid: Iterable[int], tail: bool, turn: int) -> Replica | None:
@@ -212,6 +247,14 @@ def first_of_each_chunk(todo: Sequence[Piece]) -> tuple[list[Piece], list[Piece]
         (later if piece.chunk in seen else now).append(piece)
         seen.add(piece.chunk)
     return now, later
+
+
+def target_on(line: Line | None, node: int) -> int:
+    """Return a chain's target on a node, -1 if it has none there any more."""
+    for replica in line.serving if line is not None else ():
+        if replica.node == node:
+            return replica.target
+    return -1
 
 
 def chains_of(extent: Extent, start: int, end: int) -> list[int]:

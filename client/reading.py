@@ -94,31 +94,15 @@ def read_batch(
     now = core.clock()
     work = Round(core, len(entries), now + core.io_timeout_s if deadline is None else deadline)
     work.patient = patient
-    results, todo = work.results, work.todo
-    for number, (extent, offset, part) in enumerate(entries):
-        region, place, length = part
-        try:
-            region.check(place, length)
-            if offset < 0:
-                plan.check_range(extent, offset, length)
-        except Error as exc:
-            results[number] = exc
-            continue
-        if offset + length > extent.length:
-            length = extent.length - offset
-            if length <= 0:
-                continue
-            part = Part(region, place, length)
-        results[number] = length
-        if length:
-            plan.split(number, extent, offset, part, todo, Part)
+    results = work.results
+    work.todo = plan.split(entries, results, Part, reading=True)
     core.routes.expire(now)
     while work.todo:
         todo, work.todo = work.todo, []
         batches, stranded = _plan(core, work, todo)
         for piece in stranded:
             error = Error(Code.UNAVAILABLE, f"chain {piece.chain} has no serving target")
-            _failed(work, piece, error, -1, 1)
+            _failed(work, piece, error, -1)
         for first in range(0, len(batches), plan.MAX_REQUESTS):
             wave = batches[first : first + plan.MAX_REQUESTS]
             outcomes = yield Exchange([_call(core, batch, work.deadline) for batch in wave])
@@ -194,46 +178,46 @@ def _plan(core: Core, work: Round, todo: list[Piece]) -> tuple[list[Batch], list
 
 
 def _call(core: Core, batch: Batch, deadline: float) -> Call:
-    request = Request(READ, READ_ITEMS.pack(cast(Any, batch.records)), (), batch.parts)
+    parts = [piece[4] for piece in batch.pieces]
+    request = Request(READ, READ_ITEMS.pack(cast(Any, batch.records)), (), parts)
     timeout_s = max(0.05, min(ATTEMPT_S, deadline - core.clock()))
     return Call(batch.node.endpoint, request, timeout_s)
 
 
 def _settle(work: Round, batch: Batch, outcome: Outcome) -> None:
     """Sort the answer of one request."""
-    error = outcome.error
+    error, pieces, lines = outcome.error, batch.pieces, work.core.routes.lines
     if error is None:
         try:
-            answers = READ_RESULTS.unpack(outcome.body)
-            if len(answers) != len(batch.pieces):
-                text = f"{len(answers)} results for {len(batch.pieces)} reads"
-                raise Error(Code.PROTOCOL, text)
+            answers = READ_RESULTS.tuples(outcome.body)
+            if len(answers) != len(pieces):
+                raise Error(Code.PROTOCOL, f"{len(answers)} results for {len(pieces)} reads")
         except Error as exc:
             error = exc
+    node = batch.node.node
     if error is not None:
-        work.core.note_failure(batch.node.node, error.code)
-        for piece, replica in zip(batch.pieces, batch.replicas, strict=True):
-            _failed(work, piece, error, replica.target, 0)
+        work.core.note_failure(node, error.code)
+        for piece in pieces:
+            _failed(work, piece, error, plan.target_on(lines.get(piece.chain), node))
         return
     verified = outcome.verified
-    for number, (code, filled, checksum, _) in enumerate(answers):
-        piece = batch.pieces[number]
-        region, place, length = piece.part
+    for piece, (code, filled, checksum, _) in zip(pieces, answers, strict=True):
+        region, place, length = piece[4]
         if code == 0 and filled <= length:
-            view = region.view
-            if not verified and filled and crc32c(view[place : place + filled]) != checksum:
+            if not verified and crc32c(region.view[place : place + filled]) != checksum:
                 error = Error(Code.CHECKSUM, "bytes changed on their way from the storage node")
             elif filled < length:
-                view[place + filled : place + length] = bytes(length - filled)
+                region.view[place + filled : place + length] = bytes(length - filled)
                 continue
             else:
                 continue
         else:
-            error = _error(code, piece, batch, "read")
-        _failed(work, piece, error, batch.replicas[number].target, 0)
+            error = error_of(code, piece, batch, "read")
+        _failed(work, piece, error, plan.target_on(lines.get(piece.chain), node))
 
 
-def _error(code: int, piece: Piece, batch: Batch, what: str) -> Error:
+def error_of(code: int, piece: Piece, batch: Batch, what: str) -> Error:
+    """Make the error of one item from the code in its result."""
     try:
         known = Code(code) if code else Code.PROTOCOL
     except ValueError:
@@ -246,14 +230,13 @@ def _error(code: int, piece: Piece, batch: Batch, what: str) -> Error:
     return Error(known, text)
 
 
-def _failed(work: Round, piece: Piece, error: Error, target: int, serving: int) -> None:
+def _failed(work: Round, piece: Piece, error: Error, target: int) -> None:
     core = work.core
     history = work.histories.get(piece)
     if history is None:
         history = work.histories[piece] = History()
-    if not serving:
-        line = core.routes.lines.get(piece.chain)
-        serving = len(line.serving) if line is not None else 1
+    line = core.routes.lines.get(piece.chain)
+    serving = len(line.serving) if line is not None else 1
     now = core.clock()
     if error.code is Code.TIMED_OUT and not work.patient:
         try:
@@ -263,11 +246,6 @@ def _failed(work: Round, piece: Piece, error: Error, target: int, serving: int) 
             return
     verdict = after_read(history, error.code, str(error), target, serving, now, work.deadline)
     work.follow(piece, verdict, error)
-
-
-def error_of(code: int, piece: Piece, batch: Batch, what: str) -> Error:
-    """Make the error of one item from the code in its result."""
-    return _error(code, piece, batch, what)
 
 
 def only(results: list[Any]) -> int:

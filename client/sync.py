@@ -60,6 +60,11 @@ def manager_endpoint(address: str) -> Endpoint:
     return Endpoint(grpc="", tcp=address, shm="", host="")
 
 
+def allowed(transport: str | None, endpoint: Endpoint) -> str | None:
+    """Return the transport to insist on; a manager known by address only is reached by tcp."""
+    return transport if transport != "shm" or endpoint.shm else None
+
+
 def own_identity() -> Identity:
     """Return the process's user and groups."""
     umask = 0o022
@@ -303,7 +308,8 @@ class Shell:
                 pass
         if self._closed:
             raise Error(Code.INVALID, "this client is closed")
-        connection = connect_blocking(endpoint, CONNECT_TIMEOUT_S, transport=self._transport)
+        transport = allowed(self._transport, endpoint)
+        connection = connect_blocking(endpoint, CONNECT_TIMEOUT_S, transport=transport)
         self._all.add(connection)
         return connection
 

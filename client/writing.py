@@ -57,20 +57,9 @@ def write_batch(
     """
     now = core.clock()
     work = Writing(core, len(entries), now + core.io_timeout_s if deadline is None else deadline)
-    results, waiting = work.results, work.todo
-    for number, (extent, offset, part) in enumerate(entries):
-        work.extents.append(extent)
-        region, place, length = part
-        try:
-            region.check(place, length, landing=False)
-            plan.check_range(extent, offset, length)
-        except Error as exc:
-            results[number] = exc
-            continue
-        results[number] = length
-        if length:
-            plan.split(number, extent, offset, part, waiting, Part)
-    work.todo = []
+    results = work.results
+    work.extents = [entry[0] for entry in entries]
+    waiting = plan.split(entries, results, Part, reading=False)
     while waiting:
         now_, waiting = plan.first_of_each_chunk(waiting)
         yield from _write(work, now_)
@@ -133,7 +122,8 @@ def _plan(work: Writing, todo: list[Piece]) -> tuple[list[Batch], list[Piece]]:
 
 
 def _call(core: Core, batch: Batch, deadline: float) -> Call:
-    request = Request(WRITE, WRITE_ITEMS.pack(cast(Any, batch.records)), batch.parts, ())
+    parts = [piece[4] for piece in batch.pieces]
+    request = Request(WRITE, WRITE_ITEMS.pack(cast(Any, batch.records)), parts, ())
     timeout_s = max(0.05, min(ATTEMPT_S, deadline - core.clock()))
     return Call(batch.node.endpoint, request, timeout_s)
 
@@ -143,7 +133,7 @@ def _settle(work: Writing, batch: Batch, outcome: Outcome) -> None:
     error = outcome.error
     if error is None:
         try:
-            answers = WRITE_RESULTS.unpack(outcome.body)
+            answers = WRITE_RESULTS.tuples(outcome.body)
             if len(answers) != len(batch.pieces):
                 text = f"{len(answers)} results for {len(batch.pieces)} writes"
                 raise Error(Code.PROTOCOL, text)

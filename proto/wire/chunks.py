@@ -8,7 +8,7 @@ payload has a part of length 0). Packed records cost 0.28 µs an item where prot
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from struct import Struct, error
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from hillfire.errors import Code, Error
 from hillfire.types import ChunkId
@@ -132,8 +132,16 @@ class Codec(Generic[T]):
         Raises:
             Error: PROTOCOL if the body is not a whole number of records.
         """
+        return list(map(self._make, self.tuples(body)))
+
+    def tuples(self, body: memoryview | bytes) -> list[tuple[Any, ...]]:
+        """Return the items of a body as plain tuples, at half the price.
+
+        Raises:
+            Error: PROTOCOL if the body is not a whole number of records.
+        """
         try:
-            return list(map(self._make, self._struct.iter_unpack(body)))
+            return list(self._struct.iter_unpack(body))
         except error as exc:
             text = f"a body of {len(body)} bytes is no array of {self._name}"
             raise Error(Code.PROTOCOL, text) from exc

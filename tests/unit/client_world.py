@@ -97,7 +97,8 @@ class World:
     # --- the driver
 
     def run(self, operation: Operation[Any]) -> Any:
-        value, error = None, None
+        value: Any = None
+        error: Error | None = None
         while True:
             try:
                 action = operation.throw(error) if error else operation.send(value)
@@ -208,10 +209,10 @@ class World:
                 return bytes(reply.SerializeToString())
         sync = service.method("Storage", "Sync")
         assert request.method == sync.id
-        message = sync.request_type.FromString(request.body)
-        self.seen.append((name, message))
-        chain = self.routing.chains[ChainId(message.chain)]
-        if message.chain_version != chain.version:
+        syncing: Any = sync.request_type.FromString(request.body)
+        self.seen.append((name, syncing))
+        chain = self.routing.chains[ChainId(syncing.chain)]
+        if syncing.chain_version != chain.version:
             raise Error(Code.WRONG_CHAIN_VERSION)
         return b""
 

@@ -160,7 +160,8 @@ def test_bytes_that_changed_on_their_way_are_not_returned() -> None:
     world = World()
     world.inode(5, 100)
     write(world, 5, 0, b"y" * 100)
-    answer, flipped = world._answer, []
+    answer = world._answer
+    flipped: list[bool] = []
 
     def unverified(call: Any) -> Any:
         outcome = answer(call)

@@ -27,12 +27,14 @@ def test_pieces_cover_a_range_once_and_in_order() -> None:
     region, chance = Region.wrap(bytearray(1 << 20)), random.Random(1)
     for _ in range(300):
         offset, length = chance.randrange(1 << 22), chance.randrange(1, 1 << 19)
-        into: list[plan.Piece] = []
-        plan.split(3, extent(), offset, Part(region, 100, length), into, Part)
+        entry = (extent(), offset, Part(region, 100, length))
+        results: list[object] = [0]
+        into = plan.split([entry], results, Part, reading=True)
+        assert results == [length]
         at = offset
         for piece in into:
             inode, index = split_chunk_id(piece.chunk)  # type: ignore[arg-type]
-            assert (inode, piece.item) == (InodeId(9), 3)
+            assert (inode, piece.item) == (InodeId(9), 0)
             assert piece.chain == LAYOUT.chain_of(index)
             assert index * CHUNK + piece.start == at
             assert piece.part.offset - 100 == at - offset
@@ -43,9 +45,8 @@ def test_pieces_cover_a_range_once_and_in_order() -> None:
 
 def test_reads_take_turns_and_prefer_their_own_host() -> None:
     region = Region.wrap(bytearray(4096))
-    into: list[plan.Piece] = []
-    for number in range(600):
-        plan.split(number, extent(), number * CHUNK, Part(region, 0, 10), into, Part)
+    entries = [(extent(), number * CHUNK, Part(region, 0, 10)) for number in range(600)]
+    into = plan.split(entries, [0] * 600, Part, reading=True)
     lines = plan.make_lines(make_routing(), "here")
     batches, stranded = plan.plan_reads(into, lines, 0)
     share = {b.node.node: 0 for b in batches}
