@@ -233,11 +233,8 @@ class AsyncConnection(base.AsyncConnection):
         if self._closed:
             return
         self._out.drop()
-        pending = self._calls.pending
-        if pending and self.kind == "shm":
-            for number in list(pending):
-                self._calls.give_up(number, self.drain)
-            waiters = [call.waiter for call in pending.values()]
+        if self._calls.give_up_all(self.drain) and self.kind == "shm":
+            waiters = [call.waiter for call in self._calls.pending.values()]
             try:
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError:
@@ -248,6 +245,11 @@ class AsyncConnection(base.AsyncConnection):
                 self._fail(waiters)
                 return
         self._lost(None)
+
+    def __del__(self) -> None:
+        """Close the socket that waited for the server's end, if nobody can ask for it now."""
+        if getattr(self, "_cause", None) is not None:
+            self._sock.close()
 
     def close(self) -> None:
         """See ``base.AsyncConnection``."""

@@ -246,15 +246,18 @@ class BlockingConnection(base.BlockingConnection):
         if self._closed:
             return
         self._out.drop()
-        if self._calls.pending and self.kind == "shm":
-            for number in list(self._calls.pending):
-                self._calls.give_up(number, self.drain)
+        if self._calls.give_up_all(self.drain) and self.kind == "shm":
             try:
                 self._sock.shutdown(socket.SHUT_WR)
                 return
             except OSError:
                 pass
         self._lost(None)
+
+    def __del__(self) -> None:
+        """Close the socket that waited for the server's end, if nobody can ask for it now."""
+        if getattr(self, "_cause", None) is not None:
+            self._sock.close()
 
     def close(self) -> None:
         """See ``base.BlockingConnection``."""

@@ -193,6 +193,12 @@ class Calls:
         for part in request.destinations:
             self._quarantine(call, part, True, drain)
 
+    def give_up_all(self, drain: Drain) -> bool:
+        """Give every request up; tell whether that put anything into quarantine."""
+        for number in self.pending:
+            self.give_up(number, drain)
+        return any(call.held for call in self.pending.values())
+
     def _quarantine(self, call: Call, part: Part, landing: bool, drain: Drain) -> None:
         region, offset, length = part
         if length and self.touches(region):

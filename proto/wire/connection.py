@@ -37,7 +37,7 @@ class Limits:
     """in flight on a connection"""
     in_flight_bytes: int = 128 * 1024 * 1024
     """of bodies and data of the requests in flight on a connection"""
-    regions: int = 256
+    regions: int = 512
     """registered on a connection"""
     region_bytes: int = MAX_REGION_BYTES
     total_bytes: int = 1024 * 1024 * 1024

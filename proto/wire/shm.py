@@ -125,8 +125,10 @@ class ShmSide:
     def _register(self, region: int, length: int, fd: int) -> None:
         """Map a region, or remember why not: whoever uses it is told."""
         try:
-            if region in self._regions or len(self._regions) >= self._max_regions:
-                raise Error(Code.PROTOCOL, f"region {region} is one too many")
+            if region in self._regions:
+                raise Error(Code.PROTOCOL, f"region {region} is registered already")
+            if len(self._regions) >= self._max_regions:
+                return  # its use is answered
             if length == 0 or self._bytes + length > self._max_bytes:
                 text = f"regions of {self._bytes + length} bytes, {self._max_bytes} are allowed"
                 self._regions[region] = Error(Code.TOO_LARGE, text)
@@ -167,6 +169,8 @@ class ShmSide:
         if isinstance(found, memoryview):
             return found
         if found is None:
+            if len(self._regions) >= self._max_regions:
+                raise Error(Code.TOO_LARGE, f"more than {self._max_regions} regions")
             raise Error(Code.INVALID, f"region {region} is not registered")
         raise Error(found.code, found.strerror or "")
 
