@@ -151,6 +151,8 @@ class Membership:
             asyncio.create_task(self._heartbeats(), name=f"heartbeats-{self._node}"),
             asyncio.create_task(self._polls(), name=f"routing-{self._node}"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
 
     async def leased(self, timeout_s: float) -> None:
         """Wait until the lease runs.
@@ -181,7 +183,7 @@ class Membership:
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # _ended has told
                 await task
         self._tasks = []
         await self._disconnect()
@@ -291,13 +293,24 @@ class Membership:
         """After a failed heartbeat: find the manager anew, or give up for good."""
         log.warning("event=heartbeat_failed node=%d error=%r", self._node, str(error))
         if error.code in _FINAL:
-            self.failure = error
-            self._lease.end()
-            self._answered.set()
-            log.critical("event=expelled node=%d error=%r", self._node, str(error))
-            if self._on_failure is not None:
-                self._on_failure(error)
+            self._fail(error)
         await self._disconnect()
+
+    def _fail(self, error: Error) -> None:
+        """End the membership."""
+        self.failure = error
+        self._lease.end()
+        self._answered.set()
+        log.critical("event=expelled node=%d error=%r", self._node, str(error))
+        if self._on_failure is not None:
+            self._on_failure(error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task of ours that ends by an exception ends the membership: nothing is in doubt."""
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            log.error("event=membership_failed node=%d", self._node, exc_info=cause)
+            if self.failure is None:
+                self._fail(Error(Code.INTERNAL, f"{task.get_name()}: {cause!r}"))
 
     async def _disconnect(self) -> None:
         client, self._client = self._client, None

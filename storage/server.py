@@ -45,6 +45,8 @@ class StorageServer:
         self._membership: Membership | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._closing = False
+        self.failed = asyncio.Event()
+        """set when the cluster takes this process no more: it has to end"""
 
     def __repr__(self) -> str:
         """Tell node and targets."""
@@ -96,6 +98,7 @@ class StorageServer:
                 self._report,
                 self._routing_changed,
                 directory=config.directory,
+                on_failure=lambda error: self.failed.set(),
             )
             await self._membership.start()
             if not cluster:
