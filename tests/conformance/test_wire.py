@@ -220,7 +220,7 @@ def test_quarantine_until_the_answer_arrives(face: Face, server: Server) -> None
     server.ask(RELEASE)
     until(lambda: bool(face.request(Request(ECHO, b""))) and free(region, 0, MIB), "released")
     face.request(busy)
-    assert region.view[99:101] == b"xx"
+    assert bytes(region.view[99:101]) == b"xx"
 
 
 def test_quarantine_outlasts_a_stopped_server_and_ends_with_its_death(mortal: Server) -> None:
