@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 INLINE_READ_BYTES = 1024 * 1024
 """A batch that asks for more is read in a thread, so that heartbeats are not held up."""
 
-_CLIENT_KINDS = (Kind.WRITE, Kind.TRUNCATE, Kind.REMOVE)
-_PAYLOAD_KINDS = (Kind.WRITE, Kind.REPLACE)
+_CLIENT_KINDS = frozenset((Kind.WRITE, Kind.TRUNCATE, Kind.REMOVE))
+_FORWARD_KINDS = frozenset(Kind)
+_PAYLOAD_KINDS = frozenset((Kind.WRITE, Kind.REPLACE))
 
 
 class DataPlane:
@@ -78,7 +79,7 @@ class DataPlane:
             return self._update(items, incoming, events.WritesArrived)
         if incoming.method == FORWARD:
             forwards = FORWARD_ITEMS.unpack(incoming.body)
-            _check(forwards, incoming.sources, Kind)
+            _check(forwards, incoming.sources, _FORWARD_KINDS)
             return self._update(forwards, incoming, events.ForwardsArrived)
         raise Error(Code.NOT_SUPPORTED, f"no method {incoming.method} here")
 
@@ -245,7 +246,7 @@ def _payloads(span: Span | None, batch: Holder, sources: Sequence[memoryview]) -
 def _check(
     items: Sequence[WriteItem] | Sequence[ForwardItem],
     sources: Sequence[memoryview],
-    kinds: object,
+    kinds: frozenset[Kind],
 ) -> None:
     """Verify what the core and the store rely on.
 
@@ -256,7 +257,7 @@ def _check(
         raise Error(Code.PROTOCOL, f"{len(items)} updates, {len(sources)} payloads")
     for item, source in zip(items, sources, strict=True):
         kind, length = item.kind, item.length
-        if kind not in kinds:  # type: ignore[operator]
+        if kind not in kinds:
             raise Error(Code.INVALID, f"no update of kind {kind} here")
         if len(source) != (length if kind in _PAYLOAD_KINDS else 0):
             raise Error(Code.INVALID, f"a payload of {len(source)} bytes for {length}")

@@ -7,6 +7,10 @@ evicted; afterwards with the new one. So no two readers see a record and then an
 Reads announce themselves (``enter``, ``leave``) with numbers that grow. A block that a commit
 freed waits in limbo, stamped with the next number, until every read with a smaller one has left:
 a read that enters later finds the record that no longer names the block.
+
+Then it waits for the next ``sync``. Until the database's log is on the disk, the loss of the
+host's power brings back the record that named the block, and what an ``fsync`` once made durable
+must still be in it.
 """
 
 import itertools
@@ -34,12 +38,15 @@ class Catalog:
         self._files = files
         self._limit = limit
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self.cache: dict[ChunkId, Record] = {}
         self._committing: dict[ChunkId, Record | None] = {}
         self._generation = 0
         self._numbers = itertools.count()
         self._inside: dict[int, None] = {}
         self._limbo: deque[tuple[int, Sequence[Block]]] = deque()
+        self._unsynced: list[Block] = []
+        self.unsynced_bytes = 0
 
     def get(self, chunk: ChunkId) -> Record | None:
         """Return a chunk's committed record.
@@ -120,13 +127,33 @@ class Catalog:
         del self._inside[number]
 
     def retire(self, blocks: Sequence[Block]) -> None:
-        """Free blocks once every read that may be inside them has ended."""
+        """Free blocks after a sync, once every read that may be inside them has ended."""
         with self._lock:
             if blocks:
                 self._limbo.append((next(self._numbers), blocks))
             oldest = min(list(self._inside), default=None)
-            free: list[Block] = []
             while self._limbo and (oldest is None or self._limbo[0][0] < oldest):
-                free += self._limbo.popleft()[1]
-        if free:
-            self._files.release(free)
+                for block in self._limbo.popleft()[1]:
+                    self._unsynced.append(block)
+                    self.unsynced_bytes += block.n_bytes
+
+    def sync(self) -> None:
+        """Bring bytes and then the records that name them to the disk; free what they left.
+
+        Raises:
+            Error: NO_SPACE, IO.
+        """
+        with self._syncing:  # one that found nothing dirty must not overtake one that did
+            self.retire(())
+            with self._lock:
+                freed, self._unsynced = self._unsynced, []
+                self.unsynced_bytes = 0
+            try:
+                self._files.sync()
+                self._metadata.sync()
+            except BaseException:
+                with self._lock:
+                    self._unsynced += freed
+                    self.unsynced_bytes += sum(block.n_bytes for block in freed)
+                raise
+            self._files.release(freed)

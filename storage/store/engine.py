@@ -11,7 +11,8 @@ pending; another one commits them. What may be seen when:
   pending patch whose image is the committed one thus means *committed, perhaps not yet written*:
   opening writes it again. A reader that meets a block before its patch fails the check, waits for
   the chunk's lock, and reads again with the record as it is then.
-- A block that a commit frees is not reused while a read that began before is still going on.
+- A block that a commit frees is not reused while a read that began before is still going on, nor
+  before a sync.
 
 Open time grows with the number of records, not with bytes: free blocks are those that no record
 names.
@@ -58,6 +59,8 @@ RESERVE_BYTES = 64 * 1024 * 1024
 """Of the disk: block files leave this much, so that deletions can still be recorded."""
 RECORD_LIMIT = 131_072
 """How many decoded records are kept in memory, about 0.7 KiB each for chunks of 1 MiB."""
+UNSYNCED_BYTES = 128 * 1024 * 1024
+"""Blocks that were freed are used again after a sync; this much of them brings one about."""
 STRIPES = 64
 """How many locks the chunks share for the moment in which a patch is applied."""
 
@@ -95,7 +98,7 @@ class EngineStore(ChunkStore):
         self._lock = threading.Lock()
         self._catalog = Catalog(self._metadata, self._files, record_limit)
         self._records = self._catalog.cache
-        self._placer = Placer(self._files)
+        self._placer = Placer(self._files, self._catalog.sync)
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
 
     def get(self, chunk: ChunkId) -> ChunkMeta | None:
@@ -122,6 +125,8 @@ class EngineStore(ChunkStore):
         fresh: list[tuple[ChunkId, PendingRecord]] = []
         get, pendings, place = self._catalog.get, self._pending, self._placer.place
         self._catalog.retire(())
+        if self._catalog.unsynced_bytes >= UNSYNCED_BYTES:
+            self._catalog.sync()
         full = self._files.nearly_full()
         for update in updates:
             try:
@@ -317,8 +322,7 @@ class EngineStore(ChunkStore):
 
     def sync(self) -> None:
         """See ``ChunkStore.sync``: first the bytes, then the records that name them."""
-        self._files.sync()
-        self._metadata.sync()
+        self._catalog.sync()
 
     def space(self) -> Space:
         """See ``ChunkStore.space``."""

@@ -6,6 +6,7 @@ be, from those it had wherever the bytes did not change.
 """
 
 from array import array
+from collections.abc import Callable
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
@@ -35,9 +36,10 @@ GROWTH = 4
 class Placer:
     """Carries out placements in one store's block files."""
 
-    def __init__(self, files: BlockFiles) -> None:
-        """Write to ``files``."""
+    def __init__(self, files: BlockFiles, free_blocks: Callable[[], None]) -> None:
+        """Write to ``files``; ``free_blocks`` may make room on a full disk."""
         self._files = files
+        self._free_blocks = free_blocks
 
     def place(
         self, update: Update, record: Record | None, replaced: PendingRecord | None
@@ -163,7 +165,13 @@ class Placer:
         if old is not None and after > old.n_bytes and kept and start >= kept:
             # it grows by appending: leave room, so that it does not move at every step
             room = max(after, min(old.n_bytes * GROWTH, update.chunk_bytes))
-        block = self._files.allocate(room)
+        try:
+            block = self._files.allocate(room)
+        except Error as exc:
+            if exc.code != Code.NO_SPACE:
+                raise
+            self._free_blocks()
+            block = self._files.allocate(room)
         try:
             self._files.write(block, 0, image)
         except BaseException:
