@@ -40,6 +40,9 @@ def run_up(
     elif detach:
         _up_in_background(directory, mount, asked, port)
     else:
+        from hillfire import observe
+
+        observe.setup("supervisor", "warning")
         with _Steps() as steps:
             _keep_up(directory, mount, asked, port, steps, _Hint(directory, mount, steps))
 

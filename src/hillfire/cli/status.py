@@ -153,7 +153,8 @@ def _render(current: dict[str, Any]) -> Any:
     space = current["space"]
     nodes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("node", "id", "state", "pid", "restarts", "wire", "used", "targets"):
-        nodes.add_column(column, justify="right" if column in ("id", "pid", "used") else "left")
+        side: Any = "right" if column in ("id", "pid", "used") else "left"
+        nodes.add_column(column, justify=side, no_wrap=column in ("node", "wire"))
     manager = current["manager"]
     nodes.add_row(
         "manager",

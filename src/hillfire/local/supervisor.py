@@ -216,7 +216,7 @@ class Supervisor:
                 await asyncio.to_thread(mounts.unmount, self._mountpoint, lazy=True)
 
     async def _stop_all(self) -> None:
-        self._serving = False
+        served, self._serving = self._serving, False
         mount = self._keepers.get(MOUNT)
         if mount is not None:
             self._progress("unmounting")
@@ -226,7 +226,8 @@ class Supervisor:
             self._progress("stopping the services")
             await self._keepers["manager"].stop()
             await _all(keeper.stop() for keeper in self._keepers.values())
-        self._progress("stopped; the data stays in " + str(self._directory.path), done=True)
+        if served:
+            self._progress(f"stopped; the data stays in {self._directory.path}", done=True)
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self._directory.path).free
