@@ -22,6 +22,7 @@ SLICE_S = 0.25
 """A receive returns at least this often to look at the deadline."""
 SCRAP_BYTES = 4096
 """Received at once, and thrown away, while the end of a connection is waited for."""
+_NOW = int(socket.MSG_DONTWAIT)
 _TIMEVAL = Struct("ll")
 
 
@@ -114,11 +115,11 @@ class BlockingConnection(base.BlockingConnection):
         Raises:
             Error: TIMED_OUT, or why the connection ended.
         """
-        if self._out:
+        if self._out.waiting:
             self._send(deadline)
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            if not self._receive(socket.MSG_DONTWAIT):
+            if not self._receive(_NOW):
                 raise Error(Code.TIMED_OUT, f"no {what} from the server in time")
             return
         slice_s = min(remaining, SLICE_S)
@@ -196,12 +197,12 @@ class BlockingConnection(base.BlockingConnection):
                 poll.register(self._sock, select.POLLIN | select.POLLOUT)
             for _, events in poll.poll(remaining * 1000):
                 if events & ~select.POLLOUT:
-                    self._receive(socket.MSG_DONTWAIT)
+                    self._receive(_NOW)
 
     def _look(self) -> None:
         """Take in what has arrived; the caller holds the lock."""
         try:
-            while not self._closed and self._receive(socket.MSG_DONTWAIT):
+            while not self._closed and self._receive(_NOW):
                 pass
         except Error:
             return

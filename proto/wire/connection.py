@@ -25,6 +25,8 @@ from hillfire.proto.wire.tcp import Kept, TcpSide
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING = 8192
+"""Buffers of answers that a client does not take."""
 MAX_MESSAGE_BYTES = 4096
 """Of an error's text."""
 
@@ -134,7 +136,7 @@ class Connection:
             except Error as exc:
                 self.refuse(exc)
                 return
-            if self._out and not self._ending:
+            if self._out.waiting and not self._ending:
                 self._flush()
             more = more and not self._full()
         if not self._reading and not self._ending and not self._full():
@@ -146,7 +148,8 @@ class Connection:
         limits = self._owner.limits
         return (
             self._requests >= limits.requests
-            or self._bytes >= limits.in_flight_bytes
+            or len(self._out.waiting) >= MAX_WAITING
+            or self._bytes + self._out.bytes >= limits.in_flight_bytes
             or (self._bytes > 0 and self._owner.bytes >= limits.total_bytes)
         )
 
@@ -265,9 +268,9 @@ class Connection:
             destinations=len(table) // 4,
             data_bytes=sum(map(len, data)) if data else 0,
         )
-        if not job.cost or self._ending:
+        if job.kept is None:
             self._sent(job)
-            self._out.put([head, *data])
+            self._out.put([head])
         else:
             self._out.put([head, *data], sent=lambda: self._sent(job))
 

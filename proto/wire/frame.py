@@ -12,7 +12,7 @@ peer of another version is refused by name. Every length is checked against the 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_PARTS, WIRE_VERSION
@@ -168,6 +168,10 @@ def _head_bytes(kind: int, body: int, sources: int, destinations: int, data: int
     return HEADER.size + table + body
 
 
+Fields = tuple[Any, ...]
+"""Of a header."""
+
+
 class Parser:
     """Takes a stream of bytes apart into frames, and lets data arrive in its place directly.
 
@@ -188,7 +192,7 @@ class Parser:
         self._large_end = 0
         self._frame: Frame | None = None  # whose data is arriving
         self._landing: list[memoryview] = []  # where, the next view last
-        self._checked = False
+        self._fields: Fields = ()
 
     def wanted(self) -> list[memoryview]:
         """Return the views that the next bytes belong in, never empty."""
@@ -234,30 +238,29 @@ class Parser:
             if self._large_end < len(self._large):
                 return None
             head, self._large = self._large, None
-            return self._take(head)
+            return self._take(head, self._fields)
         start, available = self._start, self._end - self._start
         if available < HEADER.size:
             if available >= _PREFIX.size:
                 _check_prefix(self._staging, start)
             return None
-        _check_prefix(self._staging, start)
         fields = HEADER.unpack_from(self._staging, start)
+        if fields[0] != MAGIC or fields[1] != WIRE_VERSION:
+            _check_prefix(self._staging, start)
         size = _head_bytes(fields[2], fields[6], fields[7], fields[8], fields[9])
         if available < size:
             if size > STAGING_BYTES:
                 large = memoryview(bytearray(size))
                 large[:available] = self._view[start : self._end]
-                self._large, self._large_end = large, available
+                self._large, self._large_end, self._fields = large, available, fields
                 self._start = self._end = 0
             return None
         self._start = start + size
-        return self._take(bytes(self._view[start : start + size]))
+        return self._take(memoryview(bytes(self._view[start : start + size])), fields)
 
-    def _take(self, head: bytes | memoryview) -> Frame | None:
+    def _take(self, view: memoryview, fields: Fields) -> Frame | None:
         """Make a frame of its head; if it carries data, wait for that."""
-        fields = HEADER.unpack_from(head)
-        view = memoryview(head)
-        body = len(head) - fields[6]
+        body = len(view) - fields[6]
         frame = Frame(
             fields[2],
             fields[3],

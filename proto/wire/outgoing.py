@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from hillfire.proto.wire.frame import MAX_BUFFERS
 
+_NOW = int(socket.MSG_DONTWAIT)  # a plain number: flags cost a microsecond each
 Buffer = bytes | memoryview
 
 
@@ -20,11 +21,9 @@ class Outgoing:
     def __init__(self, sock: socket.socket) -> None:
         """Send on ``sock``."""
         self._sock = sock
-        self._queue: deque[tuple[Buffer, int, Callable[[], None] | None]] = deque()
-
-    def __bool__(self) -> bool:
-        """Tell whether anything waits."""
-        return bool(self._queue)
+        self.bytes = 0
+        """that wait"""
+        self.waiting: deque[tuple[Buffer, int, Callable[[], None] | None]] = deque()
 
     def put(
         self, buffers: Sequence[Buffer], *, fd: int = -1, sent: Callable[[], None] | None = None
@@ -33,12 +32,13 @@ class Outgoing:
 
         ``fd`` travels with the first and is closed once it has left.
         """
+        self.bytes += sum(map(len, buffers))
         last = len(buffers) - 1
         if last == 0:
-            self._queue.append((buffers[0], fd, sent))
+            self.waiting.append((buffers[0], fd, sent))
             return
         for position, buffer in enumerate(buffers):
-            self._queue.append(
+            self.waiting.append(
                 (buffer, fd if position == 0 else -1, sent if position == last else None)
             )
 
@@ -48,19 +48,25 @@ class Outgoing:
         Raises:
             OSError: the connection is gone.
         """
-        queue = self._queue
+        queue = self.waiting
         while queue:
-            first, fd, _ = queue[0]
+            first, fd, sent = queue[0]
             try:
                 if fd >= 0:
                     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
-                    count = self._sock.sendmsg([first], rights, socket.MSG_DONTWAIT)
+                    count = self._sock.sendmsg([first], rights, _NOW)
                     os.close(fd)
-                    queue[0] = (first, -1, queue[0][2])
+                    queue[0] = (first, -1, sent)
                 elif len(queue) == 1:
-                    count = self._sock.send(first, socket.MSG_DONTWAIT)
+                    count = self._sock.send(first, _NOW)
+                    if count == len(first):
+                        queue.clear()
+                        self.bytes = 0
+                        if sent is not None:
+                            sent()
+                        return True
                 else:
-                    count = self._sock.sendmsg(self._gather(), (), socket.MSG_DONTWAIT)
+                    count = self._sock.sendmsg(self._gather(), (), _NOW)
             except (BlockingIOError, InterruptedError):
                 return False
             self._consume(count)
@@ -69,7 +75,7 @@ class Outgoing:
     def _gather(self) -> list[Buffer]:
         """Return the buffers that may leave in one call: a descriptor begins another."""
         buffers: list[Buffer] = []
-        for buffer, fd, _ in self._queue:
+        for buffer, fd, _ in self.waiting:
             if fd >= 0 or len(buffers) == MAX_BUFFERS:
                 break
             buffers.append(buffer)
@@ -77,7 +83,8 @@ class Outgoing:
 
     def _consume(self, count: int) -> None:
         """Drop what was sent."""
-        queue = self._queue
+        self.bytes -= count
+        queue = self.waiting
         while queue:
             buffer, _, sent = queue[0]
             if count < len(buffer):
@@ -93,8 +100,9 @@ class Outgoing:
 
     def drop(self) -> None:
         """Forget everything, as if it had been sent."""
-        while self._queue:
-            _, fd, sent = self._queue.popleft()
+        self.bytes = 0
+        while self.waiting:
+            _, fd, sent = self.waiting.popleft()
             if fd >= 0:
                 os.close(fd)
             if sent is not None:

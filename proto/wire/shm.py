@@ -26,6 +26,8 @@ from hillfire.region import SEALS
 MAX_DESCRIPTORS = 4
 """Received in one message, or waiting for the REGISTER that they belong to."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)  # as plain numbers: flags cost a microsecond each
+_TRUNCATED = int(socket.MSG_CTRUNC)
 _CREDENTIALS = Struct("iII")
 
 
@@ -84,11 +86,11 @@ class ShmSide:
             Error: PROTOCOL for more descriptors than allowed.
         """
         count, ancillary, flags, _ = self._sock.recvmsg_into(
-            views, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            views, _ANCILLARY_BYTES, _CLOSE_ON_EXEC
         )
         if ancillary:
             self._collect(ancillary)
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > MAX_DESCRIPTORS:
+        if flags & _TRUNCATED or len(self._descriptors) > MAX_DESCRIPTORS:
             raise Error(Code.PROTOCOL, "too many descriptors at once")
         return count
 

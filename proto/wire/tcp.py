@@ -9,7 +9,7 @@ from hillfire.proto.wire.base import MAX_DATA_BYTES, Answer
 from hillfire.proto.wire.frame import FILLED, PART, Frame
 from hillfire.proto.wire.outgoing import Buffer
 
-SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+SOCKET_BUFFER_BYTES = 1024 * 1024
 POOL_BYTES = 128 * 1024 * 1024
 """Of free memory that a server keeps for later requests; first touch of new memory is slow."""
 Kept = tuple[memoryview, int] | None

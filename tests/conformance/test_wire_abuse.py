@@ -357,6 +357,37 @@ def test_a_peer_that_goes_in_the_middle_leaves_nothing(server: Server, transport
         server.ask(5)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("body_bytes", [10, 2**20])
+def test_a_peer_that_takes_no_answers_is_read_no_more(transport: str, body_bytes: int) -> None:
+    server = Server(in_flight_bytes=4 * 2**20)
+    try:
+        with Raw(server, transport) as raw:
+            raw.sock.settimeout(0.5)
+            ask = frames.encode(Kind.REQUEST, ECHO, 1, timeout_ms=1000, body=bytes(body_bytes))
+            count = 0
+            with pytest.raises(TimeoutError):
+                while count < 10**6:
+                    raw.send(ask)
+                    count += 1
+            assert count * len(ask) < 64 * 2**20
+            raw.sock.settimeout(10)
+            for _ in range(count):  # what was asked is answered once the peer takes it
+                if body_bytes == 10:
+                    break
+                assert len(receive(raw.sock, HEADER.size + body_bytes)) == HEADER.size + body_bytes
+        assert lives(server)
+    finally:
+        server.end()
+
+
+def receive(sock: socket.socket, n_bytes: int) -> bytes:
+    got = b""
+    while len(got) < n_bytes and (piece := sock.recv(n_bytes - len(got))):
+        got += piece
+    return got
+
+
 def mutations(chance: random.Random, transport: str) -> Iterator[bytes]:
     """Yield streams, each worse than none."""
     good = request(PART.pack(1, 0, 10), destinations=1)
