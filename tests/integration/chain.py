@@ -14,9 +14,9 @@ from crc32c import crc32c
 
 from hillfire.cluster import Chain, Endpoint, PublicState, Routing
 from hillfire.errors import Code, Error
+from hillfire.proto import manager_pb2 as pb
 from hillfire.proto import service
 from hillfire.proto.convert import routing_from_message
-from hillfire.proto import manager_pb2 as pb
 from hillfire.proto.wire.base import BlockingConnection, Part, Request
 from hillfire.proto.wire.chunks import (
     READ,
