@@ -47,6 +47,8 @@ class Catalog:
         self._limbo: deque[tuple[int, Sequence[Block]]] = deque()
         self._unsynced: list[Block] = []
         self.unsynced_bytes = 0
+        self.shrunk: dict[ChunkId, int] = {}
+        """chunks that were cut in place since the last sync, and when"""
 
     def get(self, chunk: ChunkId) -> Record | None:
         """Return a chunk's committed record.
@@ -111,8 +113,12 @@ class Catalog:
                 self._remember(chunk, record)
                 del self._committing[chunk]
                 old = olds[chunk]
-                if old is not None and old.block is not None and old.block != record.block:
+                if old is None or old.block is None:
+                    continue
+                if old.block != record.block:
                     freed.append(old.block)
+                elif record.meta.length < old.meta.length:
+                    self.shrunk[chunk] = next(self._numbers)
         if freed:
             self.retire(freed)
 
@@ -148,6 +154,7 @@ class Catalog:
             with self._lock:
                 freed, self._unsynced = self._unsynced, []
                 self.unsynced_bytes = 0
+                until = next(self._numbers)
             try:
                 self._files.sync()
                 self._metadata.sync()
@@ -157,3 +164,6 @@ class Catalog:
                     self.unsynced_bytes += sum(block.n_bytes for block in freed)
                 raise
             self._files.release(freed)
+            with self._lock:
+                for chunk in [chunk for chunk, when in self.shrunk.items() if when < until]:
+                    del self.shrunk[chunk]

@@ -28,11 +28,16 @@ class Choice(NamedTuple):
 
 
 def choose(
-    length: int, block: Block | None, pending: PendingRecord | None, update: Update
+    length: int,
+    block: Block | None,
+    pending: PendingRecord | None,
+    update: Update,
+    shrunk: bool = False,
 ) -> Choice:
     """Decide how an update of a chunk of ``length`` bytes in ``block`` is placed.
 
-    ``pending`` is the update that it will replace, if there is one.
+    ``pending`` is the update that it will replace, if there is one. ``shrunk``: the chunk was
+    longer when it was last synced; to append in place would overwrite what is durable.
 
     Raises:
         Error: TOO_LARGE beyond the chunk size, INVALID for an unknown kind.
@@ -63,7 +68,7 @@ def choose(
         return Choice(Placement.NONE, length)
     fits = block is not None and end <= block.n_bytes
     if start >= length:
-        in_place = fits and _free_beyond(pending, update)
+        in_place = fits and not shrunk and _free_beyond(pending, update)
         return Choice(Placement.APPEND if in_place else Placement.COPY, end)
     whole = start == 0 and update.length >= length
     small = update.length < max(PATCH_BYTES, length // PATCH_SHARE)

@@ -124,16 +124,20 @@ class EngineStore(ChunkStore):
         answers: list[Image | Exception] = []
         fresh: list[tuple[ChunkId, PendingRecord]] = []
         get, pendings, place = self._catalog.get, self._pending, self._placer.place
+        shrunk = self._catalog.shrunk
         self._catalog.retire(())
         if self._catalog.unsynced_bytes >= UNSYNCED_BYTES:
-            self._catalog.sync()
+            try:
+                self._catalog.sync()
+            except Error as exc:
+                return [exc] * len(updates)
         full = self._files.nearly_full()
         for update in updates:
             try:
                 chunk = update.chunk
                 if full and update.kind in (Kind.WRITE, Kind.REPLACE):
                     raise Error(Code.NO_SPACE, "the disk is full; deleting makes room")
-                record = place(update, get(chunk), pendings.get(chunk))
+                record = place(update, get(chunk), pendings.get(chunk), chunk in shrunk)
             except Error as exc:
                 answers.append(exc)
             else:

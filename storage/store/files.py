@@ -232,14 +232,16 @@ class BlockFiles:
                 raise BlockingIOError(exc.errno, "no reads without waiting here") from exc
             raise translate(exc, f"cannot read {self._path(block.size_class)}") from exc
 
-    def sync(self) -> None:
-        """Bring what was written to the disk.
+    def sync(self, *, everything: bool = False) -> None:
+        """Bring what was written to the disk; ``everything``: by an earlier process too.
 
         Raises:
             Error: NO_SPACE, IO.
         """
         with self._lock:
             dirty, self._dirty = self._dirty, set()
+            if everything:
+                dirty = set(self._fds)
         for name in dirty:
             try:
                 os.fdatasync(self._fds[name])

@@ -57,6 +57,8 @@ def open_parts(directory: Path, *, direct: bool, reserve_bytes: int) -> Opened:
         for key, value in metadata.items(b"t"):
             tag, chunk, version = unpack_tag(key, value)
             tags[tag.client, tag.channel] = tag, chunk, version
+        files.sync(everything=True)  # before a block is used again that a lost record named
+        metadata.sync()
         return Opened(metadata, files, pending, tags)
     except BaseException:
         metadata.close()

@@ -42,16 +42,22 @@ class Placer:
         self._free_blocks = free_blocks
 
     def place(
-        self, update: Update, record: Record | None, replaced: PendingRecord | None
+        self,
+        update: Update,
+        record: Record | None,
+        replaced: PendingRecord | None,
+        shrunk: bool = False,
     ) -> PendingRecord:
         """Place an update of a chunk with this committed record and this pending one.
+
+        ``shrunk``: the chunk was cut since the last sync, see ``choose``.
 
         Raises:
             Error: CHECKSUM, TOO_LARGE, CORRUPT, NO_SPACE, INVALID, IO.
         """
         length = 0 if record is None else record.meta.length
         block = None if record is None else record.block
-        placement, after = choose(length, block, replaced, update)
+        placement, after = choose(length, block, replaced, update, shrunk)
         has_payload = update.kind in (Kind.WRITE, Kind.REPLACE)
         payload = update.payload[: update.length] if has_payload else _NOTHING
         text = b""
