@@ -4,6 +4,8 @@ Production code under test: the replica, recovery's comparison, the manager's ne
 memory store. Budget: 20 s. A failing seed replays exactly: ``run(seed)``.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
+
 import heapq
 import random
 
