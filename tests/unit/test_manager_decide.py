@@ -86,6 +86,12 @@ def test_evaluation_publishes_what_changed_and_nothing_else() -> None:
     alive = set(routing.nodes)
     assert evaluate(routing, alive, said) is None
 
+    first = next(iter(said))
+    opened = {**said, first: said[first]._replace(report=Report(LocalState.ONLINE, 2))}
+    told = evaluate(routing, alive, opened)
+    assert told is not None and told.targets[first].local is LocalState.ONLINE
+    assert told.chains == routing.chains
+
     without = evaluate(routing, alive - {101}, said)
     assert without is not None and without.version == routing.version + 1
     assert not without.nodes[NodeId(101)].alive

@@ -143,8 +143,12 @@ def test_no_lease_is_given_between_a_death_and_its_publication(tmp_path: Path) -
         world.store.free.set()
         await deciding
         assert world.states(101) == {PublicState.OFFLINE}
-        reply = world.heartbeat(101)
+        # what it said before its death is forgotten
+        reply = world.service.heartbeat(pb.HeartbeatRequest(node=101, incarnation=1), CONTEXT)
         assert not {n.id: n for n in reply.routing.nodes}[101].alive
+        await world.evaluate()
+        assert world.states(101) == {PublicState.OFFLINE}
+        world.heartbeat(101)
         await world.evaluate()
         assert world.routing.nodes[NodeId(101)].alive
         assert world.states(101) == {PublicState.WAITING}  # its claim is from before
@@ -246,15 +250,16 @@ def test_a_new_manager_waits_a_lease_for_who_is_silent(tmp_path: Path) -> None:
 
 def test_one_of_two_new_processes_wins(tmp_path: Path) -> None:
     async def test(world: World) -> None:
-        results = await asyncio.gather(
-            world.register(101, incarnation=2, exclusive=False),
-            world.register(101, incarnation=3),
-            world.register(101, incarnation=4),
-            return_exceptions=True,
-        )
-        taken = [r for r in results if r is None]
-        assert len(taken) <= 2 and isinstance(results[0], Error)
-        assert world.routing.nodes[NodeId(101)].incarnation in (3, 4)
-        assert world.states(101) == {PublicState.OFFLINE}
+        await world.service.attest_exit(pb.AttestExitRequest(node=101, incarnation=1), CONTEXT)
+        async with world.service._publisher.lock:
+            both = [asyncio.create_task(world.register(101, incarnation=i)) for i in (2, 3)]
+            for _ in range(10):
+                await asyncio.sleep(0)
+        results = await asyncio.gather(*both, return_exceptions=True)
+        assert results[0] is None
+        assert isinstance(results[1], Error) and results[1].code is Code.BUSY
+        assert world.routing.nodes[NodeId(101)].incarnation == 2
+        await world.register(101, incarnation=3)  # now it takes the place in due form
+        refused(world, 101, Code.STALE, incarnation=2)
 
     run(tmp_path, test)
