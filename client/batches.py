@@ -62,8 +62,7 @@ def write(
                 stream = file.stream
                 if not stream.writable:
                     raise Error(Code.INVALID, "not open for writing")
-                if stream.busy:
-                    yield from stream.drain()
+                yield from stream.prepare_write()
             except (Error, ValueError) as exc:
                 bad[number] = _as_error(exc)
                 continue

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+READ1_BYTES = 128 * 1024
+"""What ``read1`` returns at most if not told."""
+
 
 class File(io.BufferedIOBase):
     """An open file. Threads may share it; a position that is shared is theirs to agree on."""
@@ -92,9 +95,7 @@ class File(io.BufferedIOBase):
     def read1(self, size: int = -1, /) -> bytes:
         """Return some bytes with at most one trip."""
         stream = self._for_reading()
-        with self._lock:
-            ready = self._run(stream.peek())
-            return self._run(stream.read(len(ready) if size < 0 else min(size, len(ready))))
+        return self._run(stream.read_some(size if size >= 0 else READ1_BYTES))
 
     def peek(self, size: int = 0, /) -> bytes:
         """Return bytes that follow without moving on."""

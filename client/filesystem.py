@@ -8,7 +8,7 @@ import io
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 from hillfire.client import batches, namespace
 from hillfire.client.buffers import DEFAULT_BYTES
@@ -20,6 +20,10 @@ from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
 from hillfire.region import Region
 
+BinaryMode: TypeAlias = Literal[
+    "rb", "wb", "ab", "xb", "r+b", "w+b", "a+b", "x+b", "rb+", "wb+", "ab+", "xb+", "br", "bw"
+]
+TextMode: TypeAlias = Literal["r", "w", "a", "x", "r+", "w+", "a+", "x+", "rt", "wt", "at", "xt"]
 IoList: TypeAlias = Sequence[tuple[File, int, int, int]]
 
 
@@ -59,6 +63,22 @@ class FileSystem:
 
     # --- files
 
+    @overload
+    def open(self, path: Path, mode: BinaryMode) -> File: ...
+
+    @overload
+    def open(
+        self,
+        path: Path,
+        mode: TextMode = "r",
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> io.TextIOWrapper: ...
+
+    @overload
+    def open(self, path: Path, mode: str) -> Any: ...
+
     def open(
         self,
         path: Path,
@@ -66,7 +86,7 @@ class FileSystem:
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-    ) -> IO[Any]:
+    ) -> Any:
         """Open a file as the built-in ``open`` does; "b" gives bytes, otherwise text.
 
         Raises:
@@ -79,7 +99,7 @@ class FileSystem:
         self._shell.keep_session()
         file = File(self._shell, stream, os.fsdecode(path), mode)
         if binary:
-            return file  # type: ignore[return-value]
+            return file
         text = io.TextIOWrapper(file, encoding or "utf-8", errors, newline)
         text.mode = mode  # type: ignore[misc]
         return text
@@ -91,8 +111,7 @@ class FileSystem:
     def read_bytes(self, path: Path) -> bytes:
         """Return a whole file."""
         with self.open(path, "rb") as file:
-            data: bytes = file.read()
-            return data
+            return file.read()
 
     def write_bytes(self, path: Path, data: Any) -> None:
         """Write a whole file."""

@@ -113,15 +113,10 @@ def read_batch(
     return results
 
 
-def fetch(
-    core: Core,
-    extent: Extent,
-    offset: int,
-    length: int,
-    into: memoryview | None = None,
-    deadline: float | None = None,
-) -> Operation[Any]:
-    """Return up to ``length`` bytes, or fill ``into`` and return the count; by staging memory.
+def fetch_part(
+    core: Core, extent: Extent, offset: int, length: int, deadline: float | None = None
+) -> Operation[Part]:
+    """Return ``length`` bytes that lie within the file, in staging memory: ``unstage`` it.
 
     When a server stopped in the middle, its part of the staging memory stays in quarantine: then
     all is read once more into memory that no server can reach by itself.
@@ -130,31 +125,44 @@ def fetch(
         Error: as for a batch's entry.
     """
     deadline = core.deadline() if deadline is None else deadline
-    plan.check_range(extent, offset, length)
-    length = min(length, extent.length - offset)
-    if length <= 0:
-        return b"" if into is None else 0
     part = core.stage(length)
     try:
         results = yield from read_batch(core, [(extent, offset, part)], deadline, patient=False)
         result = results[0]
-        if not isinstance(result, Error):
-            return _deliver(part, length, into)
-        if result.code is not Code.BUSY and result.code is not Code.TIMED_OUT:
+        if isinstance(result, Error) and result.code not in (Code.BUSY, Code.TIMED_OUT):
             raise result
-    finally:
+    except BaseException:
         core.unstage(part)
+        raise
+    if not isinstance(result, Error):
+        return part
+    core.unstage(part)
     own = Part(Region.wrap(bytearray(length)), 0, length)
     only((yield from read_batch(core, [(extent, offset, own)], deadline)))
-    return _deliver(own, length, into)
+    return own
 
 
-def _deliver(part: Part, length: int, into: memoryview | None) -> Any:
-    view = part.region.view[part.offset : part.offset + length]
-    if into is None:
-        return bytes(view)
-    into[:length] = view
-    return length
+def fetch(
+    core: Core, extent: Extent, offset: int, length: int, into: memoryview | None = None
+) -> Operation[Any]:
+    """Return up to ``length`` bytes, or fill ``into`` and return the count; by staging memory.
+
+    Raises:
+        Error: as for a batch's entry.
+    """
+    plan.check_range(extent, offset, length)
+    length = min(length, extent.length - offset)
+    if length <= 0:
+        return b"" if into is None else 0
+    part = yield from fetch_part(core, extent, offset, length)
+    try:
+        view = part.region.view[part.offset : part.offset + length]
+        if into is None:
+            return bytes(view)
+        into[:length] = view
+        return length
+    finally:
+        core.unstage(part)
 
 
 def _plan(core: Core, work: Round, todo: list[Piece]) -> tuple[list[Batch], list[Piece]]:

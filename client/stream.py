@@ -14,6 +14,7 @@ from hillfire.client.actions import Join, Operation, Spawn
 from hillfire.client.core import Core
 from hillfire.client.namespace import Path, lookup, place_of, with_path
 from hillfire.client.plan import Extent
+from hillfire.client.readahead import ReadAhead
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
 from hillfire.proto.wire.base import Part
@@ -23,8 +24,10 @@ FIRST_BUFFER_BYTES = 128 * 1024
 """A small file does not take a whole buffer; the first one grows once."""
 DEPTH = 3
 """Write buffers on their way at once."""
-FIRST_AHEAD = 128 * 1024
-MAX_AHEAD = 4 * 1024 * 1024
+SLICE_BYTES = 4 * 1024 * 1024
+"""A longer read is fetched in slices, ``SLICES`` of them at once."""
+SLICES = 4
+PEEK_BYTES = 8192
 MAX_READ = 1 << 28
 """Of one step of a read to the end."""
 FRESH_S = 1.0
@@ -66,10 +69,7 @@ class Stream:
         self._dirty_start = -1
         self._dirty_end = 0
         self._unsettled = False
-        self._ahead: bytes = b""
-        self._ahead_start = 0
-        self._ahead_next = -1
-        self._window = FIRST_AHEAD
+        self._ahead = ReadAhead(core)
 
     @property
     def extent(self) -> Extent:
@@ -83,9 +83,13 @@ class Stream:
         """Whether bytes are buffered or on their way."""
         return self._part is not None or bool(self._flying)
 
+    def prepare_write(self) -> Operation[None]:
+        """Get out of the way of a write past the buffer."""
+        yield from self._ahead.forget()
+        yield from self.drain()
+
     def wrote(self, start: int, end: int) -> None:
         """Note bytes that were written past the buffer (batches)."""
-        self.forget_ahead()
         self._dirty_start = start if self._dirty_start < 0 else min(self._dirty_start, start)
         self._dirty_end = max(self._dirty_end, end)
         self._unsettled = True
@@ -99,22 +103,55 @@ class Stream:
             yield from self.drain()
         if offset + length > self.length:
             yield from self._look_again()
-        return (yield from reading.fetch(self._core, self.extent, offset, length, into))
+        core, extent = self._core, self.extent
+        if min(length, extent.length - offset) <= SLICE_BYTES:
+            return (yield from reading.fetch(core, extent, offset, length, into))
+        length = min(length, extent.length - offset)
+        view = memoryview(bytearray(length)) if into is None else into
+        yield from self._in_slices(offset, view[:length])
+        return length if into is not None else bytes(view)
+
+    def _in_slices(self, offset: int, view: memoryview) -> Operation[None]:
+        """Fill ``view`` by several fetches at once; none of them outlives this."""
+        flying: deque[Any] = deque()
+        failure: Error | None = None
+        done = 0
+        while flying or (done < len(view) and failure is None):
+            if done < len(view) and failure is None and len(flying) < SLICES:
+                part = view[done : done + SLICE_BYTES]
+                fetch = reading.fetch(self._core, self.extent, offset + done, len(part), part)
+                flying.append((yield Spawn(fetch)))
+                done += len(part)
+                continue
+            try:
+                yield Join(flying.popleft())
+            except Error as exc:
+                failure = failure or exc
+        if failure is not None:
+            raise failure
 
     def read(self, length: int) -> Operation[bytes]:
         """Return up to ``length`` bytes from the position on, and move it."""
-        data = yield from self._from_ahead(length)
-        if data is None:
-            data = yield from self.read_at(self.position, length)
-        self.position += len(data)
-        self._ahead_next = self.position
-        return bytes(data)
+        found: list[bytes] = []
+        while length > 0:
+            view = yield from self._next(length)
+            if view is None:
+                data = yield from self.read_at(self.position, length)
+            else:
+                data = bytes(view[:length])
+            self.position += len(data)
+            self._ahead.expect = self.position
+            length -= len(data)
+            found.append(data)
+            if view is None or not data:
+                break
+        return found[0] if len(found) == 1 else b"".join(found)
 
     def read_all(self) -> Operation[bytes]:
         """Return everything from the position on, and move it to the end."""
         found: list[bytes] = []
         while True:
-            left = min(max(self.length - self.position, FIRST_AHEAD), MAX_READ)
+            left = min(max(self.length - self.position, 1), MAX_READ)
             data = yield from self.read(left)
             if not data:
                 return found[0] if len(found) == 1 else b"".join(found)
@@ -122,37 +159,41 @@ class Stream:
 
     def read_into(self, into: memoryview) -> Operation[int]:
         """Fill ``into`` from the position on as far as there is, and move it."""
-        data = yield from self._from_ahead(len(into))
-        if data is None:
-            count = int((yield from self.read_at(self.position, len(into), into)))
-        else:
-            count = len(data)
-            into[:count] = data
-        self.position += count
-        self._ahead_next = self.position
-        return count
+        done, total = 0, len(into)
+        while done < total:
+            view = yield from self._next(total - done)
+            if view is None:
+                count = int((yield from self.read_at(self.position, total - done, into[done:])))
+            else:
+                count = min(len(view), total - done)
+                into[done : done + count] = view[:count]
+            self.position += count
+            self._ahead.expect = self.position
+            done += count
+            if view is None or not count:
+                break
+        return done
 
-    def peek(self) -> Operation[bytes]:
-        """Return some bytes from the position on without moving it."""
-        data = yield from self._from_ahead(1, fetch=True)
-        start = self.position - self._ahead_start
-        return self._ahead[start:] if data else b""
+    def peek(self, limit: int = PEEK_BYTES) -> Operation[bytes]:
+        """Return up to ``limit`` bytes from the position on without moving it."""
+        view = yield from self._next(0)
+        return bytes(view[:limit]) if view is not None else b""
 
-    def _from_ahead(self, length: int, fetch: bool = False) -> Operation[memoryview | None]:
-        """Serve a read from what was fetched ahead; fetch ahead if reads follow one another."""
+    def read_some(self, limit: int) -> Operation[bytes]:
+        """Return at least one and up to ``limit`` bytes, those at hand; b"" at the end."""
+        data = yield from self.peek(limit)
+        self.position += len(data)
+        self._ahead.expect = self.position
+        return data
+
+    def _next(self, wanted: int) -> Operation[memoryview | None]:
+        """Return bytes at the position that were fetched ahead, None to read them directly."""
+        if self.busy:
+            yield from self.drain()
         position = self.position
-        start = position - self._ahead_start
-        if not 0 <= start < len(self._ahead) or (
-            start + length > len(self._ahead) and length < self._window
-        ):
-            if length >= MAX_AHEAD or not (fetch or position == self._ahead_next):
-                return None
-            self._ahead = yield from self.read_at(position, max(length, self._window))
-            self._ahead_start, start = position, 0
-            self._window = min(MAX_AHEAD, self._window * 2)
-        elif start + length > len(self._ahead):
-            return None
-        return memoryview(self._ahead)[start : start + length]
+        if position + wanted >= self.length:
+            yield from self._look_again()
+        return (yield from self._ahead.at(position, wanted, self.extent))
 
     def _look_again(self) -> Operation[None]:
         """Ask for the length if what is known is old: another client may have written."""
@@ -172,17 +213,12 @@ class Stream:
         self.length = max(inode.length, own) if pending else inode.length
         self._extent = self._core.extent(inode)._replace(length=self.length)
 
-    def forget_ahead(self) -> None:
-        """Drop what was fetched ahead: the position jumped, or the bytes may have changed."""
-        self._ahead = b""
-        self._window = FIRST_AHEAD
-
     # --- writing
 
     def write(self, data: memoryview) -> Operation[int]:
         """Write from the position on (append mode: at the end), and move it."""
         if self._ahead:
-            self.forget_ahead()
+            yield from self._ahead.forget()
         done, total = 0, len(data)
         while done < total:
             if (
@@ -325,7 +361,7 @@ class Stream:
     def truncate(self, length: int) -> Operation[None]:
         """Cut or extend the file; the position stays."""
         yield from self.flush()
-        self.forget_ahead()
+        yield from self._ahead.forget()
         request = meta_pb2.TruncateRequest(inode=self.inode.id, length=length)
         inode = yield from self._core.meta("Truncate", request)
         self._dirty_end = min(self._dirty_end, length)
@@ -347,6 +383,7 @@ class Stream:
             return
         self.closed = True
         try:
+            yield from self._ahead.forget()
             yield from self.drain()
         finally:
             self._core.handles.pop(handle, None)
@@ -366,7 +403,7 @@ class Stream:
         self._part, self._fill = None, 0
         self._flying.clear()
         self._unsettled = False
-        self.forget_ahead()
+        self._ahead = ReadAhead(self._core)
 
 
 def open_stream(core: Core, path: Path, mode: str) -> Operation[Stream]:
