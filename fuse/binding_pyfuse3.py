@@ -292,8 +292,15 @@ def attach(operations: Operations, mountpoint: str, options: set[str]) -> None:
 
 
 async def serve() -> None:
-    """Answer requests until the file system is unmounted or ``stop`` is called."""
-    await pyfuse3.main(MIN_TASKS, MAX_TASKS)
+    """Answer requests until the file system is unmounted or ``stop`` is called.
+
+    Raises:
+        Error: IO when the device cannot be read any more.
+    """
+    try:
+        await pyfuse3.main(MIN_TASKS, MAX_TASKS)
+    except OSError as exc:
+        raise Error(Code.IO, f"the kernel's side of the mount failed: {exc}") from exc
 
 
 def stop() -> None:
