@@ -9,7 +9,7 @@ import socket
 import threading
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire import base
+from hillfire.proto.wire import base, forks
 from hillfire.proto.wire.calls import Calls, ShmCalls, TcpCalls
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
 from hillfire.proto.wire.outgoing import Outgoing
@@ -36,6 +36,7 @@ class AsyncConnection(base.AsyncConnection):
         self._cause: Error | None = None
         self._closed = False  # the socket, that is: nothing can arrive any more
         self._losing = False
+        self._generation = forks.generation
         self._lock = threading.Lock()  # of ``drain``, once several threads may look
         self.server_pid = 0
         self._loop.add_reader(sock, self._readable)
@@ -70,6 +71,8 @@ class AsyncConnection(base.AsyncConnection):
         """See ``base.AsyncConnection``."""
         if self._cause is not None:
             raise self._again()
+        if self._generation != forks.generation:
+            raise Error(Code.CONNECTION, "made before this process was forked: connect again")
         calls = self._calls
         number = calls.start(request, timeout_s, self._out, self._renew)
         future: asyncio.Future[base.Reply] = self._loop.create_future()
@@ -181,6 +184,8 @@ class AsyncConnection(base.AsyncConnection):
         """Look whether given-up requests have ended, from the loop's own thread or once closed."""
         if self._cause is None and asyncio._get_running_loop() is not self._loop:
             return
+        if self._generation != forks.generation:
+            return
         if self._lock.acquire(blocking=False):
             try:
                 self._look()
@@ -253,4 +258,9 @@ class AsyncConnection(base.AsyncConnection):
 
     def close(self) -> None:
         """See ``base.AsyncConnection``."""
+        if self._generation != forks.generation:
+            # The parent goes on using it: the loop's selector, which we share, must not forget it.
+            self._cause = Error(Code.CONNECTION, "the connection was closed")
+            self._sock.close()
+            return
         self._end(Error(Code.CONNECTION, "the connection was closed"))

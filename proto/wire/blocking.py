@@ -13,7 +13,7 @@ import time
 from struct import Struct
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire import base
+from hillfire.proto.wire import base, forks
 from hillfire.proto.wire.calls import Call, Calls, ShmCalls, TcpCalls
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
 from hillfire.proto.wire.outgoing import Outgoing
@@ -43,6 +43,7 @@ class BlockingConnection(base.BlockingConnection):
         self._out = Outgoing(sock)
         self._done: dict[int, Call] = {}
         self._lock = threading.Lock()
+        self._generation = forks.generation
         self._scrap = memoryview(bytearray(SCRAP_BYTES))
         self._slice_s = 0.0
         self._greeted = False
@@ -70,6 +71,8 @@ class BlockingConnection(base.BlockingConnection):
         with self._lock:
             if self._cause is not None:
                 raise self._again()
+            if self._generation != forks.generation:
+                raise Error(Code.CONNECTION, "made before this process was forked: connect again")
             number = self._calls.start(request, timeout_s, self._out, self._renew)
             try:
                 if not self._flush():
@@ -89,6 +92,8 @@ class BlockingConnection(base.BlockingConnection):
                     outstanding = self._calls.pending.get(ticket)
                     if outstanding is None or outstanding.given_up:
                         raise self._again()
+                    if self._generation != forks.generation:
+                        raise Error(Code.CONNECTION, "asked before this process was forked")
                     try:
                         self._wait(deadline, "answer")
                     except BaseException:  # a signal's too: nobody will ask for this answer
@@ -219,7 +224,7 @@ class BlockingConnection(base.BlockingConnection):
 
     def drain(self) -> None:
         """Look whether given-up requests have ended. Any thread may call it."""
-        if self._lock.acquire(blocking=False):
+        if self._generation == forks.generation and self._lock.acquire(blocking=False):
             try:
                 self._look()
             finally:
@@ -262,6 +267,10 @@ class BlockingConnection(base.BlockingConnection):
 
     def close(self) -> None:
         """See ``base.BlockingConnection``."""
+        if self._generation != forks.generation:  # the parent goes on using it
+            self._cause = Error(Code.CONNECTION, "the connection was closed")
+            self._sock.close()
+            return
         with self._lock:
             self._end(Error(Code.CONNECTION, "the connection was closed"))
             self._look()

@@ -136,13 +136,13 @@ class Region:
         calls, self._closing = self._closing, []
         for call in calls:
             call(self.id)
-        self.view.release()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        with contextlib.suppress(BufferError):  # an array over it lives on, and the memory with it
+            self.view.release()
 
     def __del__(self) -> None:
         """Close the descriptor of a region that was dropped."""
-        if getattr(self, "fd", -1) >= 0 or getattr(self, "_closing", None):
-            with contextlib.suppress(BufferError):
-                self.close()
+        if getattr(self, "_closing", None) is not None:
+            self.close()

@@ -17,6 +17,7 @@ import pytest
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_PARTS, Part, Request
+from hillfire.proto.wire.blocking import BlockingConnection
 from hillfire.proto.wire.pick import connect_blocking
 from hillfire.region import Region
 from tests.conformance.wire_child import (
@@ -386,6 +387,7 @@ import encodings.idna, os, sys  # what is imported later, nobody may read
 from hillfire.cluster import Endpoint
 from hillfire.errors import Error
 from hillfire.proto.wire.base import Request
+from hillfire.proto.wire.blocking import BlockingConnection
 from hillfire.proto.wire.pick import connect_blocking, host_id
 endpoint = Endpoint("", sys.argv[2], sys.argv[1], host_id())
 import hillfire.proto.wire.blocking
@@ -409,6 +411,33 @@ def test_another_user_is_refused_shared_memory_and_gets_tcp(mortal: Server) -> N
     os.chmod(mortal.endpoint.shm, 0o666)  # past the file's permissions, the server looks itself
     told = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert told.stdout.split("\n")[:2] == ["UNAUTHENTICATED", "tcp b'hello'"], told.stderr
+
+
+def test_a_forked_child_leaves_its_parents_connection_alone(face: Face, server: Server) -> None:
+    region = Region.allocate(4096)
+    assert refusal(face, Request(HOLD, b"", (), [Part(region, 0, 1)]), SHORT_S).code is (
+        Code.TIMED_OUT
+    )
+    pid = os.fork()
+    if pid == 0:
+        try:
+            same = face.connection
+            if isinstance(same, BlockingConnection):
+                with pytest.raises(Error, match="forked"):
+                    same.start(Request(ECHO, b""), 1)
+            assert not free(region, 0, 1)
+            same.close()
+            again = connect_blocking(server.endpoint, TIMEOUT_S, transport=same.kind)
+            ticket = again.start(Request(FILL, b"c", (), [Part(region, 100, 1)]), TIMEOUT_S)
+            again.finish(ticket, TIMEOUT_S)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert region.view[100] == ord("c")
+    assert face.request(Request(ECHO, b"mine")).body == b"mine"
+    server.ask(RELEASE)
+    until(lambda: bool(face.request(Request(ECHO, b""))) and free(region, 0, 1), "released")
 
 
 def test_nobody_there(server: Server) -> None:
