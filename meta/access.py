@@ -8,7 +8,7 @@ Permissions"; the set-id rules as Linux has them (``fs/attr.c``, ``fs/inode.c``)
 from stat import S_ISGID, S_ISUID, S_ISVTX, S_IXGRP
 
 from hillfire.errors import Code, Error
-from hillfire.proto.meta_pb2 import DIRECTORY, Caller, Inode
+from hillfire.proto.meta_pb2 import DIRECTORY, REGULAR, Caller, Inode
 
 READ, WRITE, EXECUTE = 4, 2, 1
 
@@ -65,6 +65,21 @@ def require_removal(directory: Inode, victim: Inode, caller: Caller) -> None:
         raise Error(Code.NOT_PERMITTED, "the directory is sticky and neither it nor this is yours")
 
 
+def require_linkable(inode: Inode, caller: Caller) -> None:
+    """Raise unless the caller owns the inode, or might as well copy it: a name could outlive a fix.
+
+    Source: Linux ``fs.protected_hardlinks`` = 1, which distributions set.
+
+    Raises:
+        Error: NOT_PERMITTED.
+    """
+    if caller.checked or caller.uid in (0, inode.uid):
+        return
+    runs_as_another = inode.mode & S_ISUID or inode.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP
+    if inode.type != REGULAR or runs_as_another or not allowed(inode, caller, READ | WRITE):
+        raise Error(Code.NOT_PERMITTED, f"inode {inode.id} is not yours to link")
+
+
 def inherited(directory: Inode, caller: Caller, mode: int, is_directory: bool) -> tuple[int, int]:
     """Return the gid and the mode of what is made in ``directory``."""
     mode &= 0o7777
@@ -90,18 +105,19 @@ def mode_after_chmod(inode: Inode, caller: Caller, mode: int, gid: int) -> int:
     return mode
 
 
-def mode_without_ids(inode: Inode) -> int:
+def mode_without_ids(inode: Inode, caller: Caller) -> int:
     """Return the mode that a change of owner or contents leaves: no set-uid, no set-gid.
 
-    Without group execution set-gid meant mandatory locking, and stays.
+    Without group execution set-gid meant mandatory locking, and stays for members and root.
     """
     if inode.type == DIRECTORY:
         return inode.mode
     mode = inode.mode & ~S_ISUID
-    return mode & ~S_ISGID if mode & S_IXGRP else mode
+    member = caller.checked or caller.uid == 0 or in_group(caller, inode.gid)
+    return mode if member and not mode & S_IXGRP else mode & ~S_ISGID
 
 
 def drop_ids_on_write(inode: Inode, caller: Caller) -> None:
     """Clear the set-id bits of a file that somebody but root changes the contents of."""
     if caller.uid != 0 and not caller.checked:
-        inode.mode = mode_without_ids(inode)
+        inode.mode = mode_without_ids(inode, caller)

@@ -18,7 +18,8 @@ MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4096
 MAX_SYMLINKS = 40
 
-_DOTS = (b"", b".", b"..")
+DOTS = (b"", b".", b"..")
+"""ends of paths that are no names: the directory itself and its parent"""
 
 
 class Found(NamedTuple):
@@ -35,7 +36,7 @@ class Found(NamedTuple):
 
     def require_name(self, code: Code) -> None:
         """Raise ``code`` if the path ends in no name that could be made, moved or removed."""
-        if self.name in _DOTS:
+        if self.name in DOTS:
             raise Error(code, "the path does not end in a name")
 
     def require(self) -> Inode:
@@ -84,22 +85,34 @@ def look_up(txn: Transaction, parent: int, name: bytes) -> Entry | None:
     return None if raw is None else read_entry(raw)
 
 
-def walk(txn: Transaction, caller: Caller, place: Place, *, follow: bool = False) -> Found:
+def walk(
+    txn: Transaction,
+    caller: Caller,
+    place: Place,
+    *,
+    follow: bool = False,
+    follow_slash: bool = False,
+) -> Found:
     """Walk to a place. ``follow``: a symbolic link at the last name is followed too.
+
+    ``follow_slash``: also when a slash is behind it. Operations that make, move or remove the name
+    itself never do.
 
     Raises:
         Error: NOT_FOUND, NOT_DIRECTORY, ACCESS, LOOP, NAME_TOO_LONG, INVALID.
     """
     path = place.path
-    if b"/" not in path and path not in _DOTS and b"\0" not in path:
+    if b"/" not in path and path not in DOTS and b"\0" not in path:
         parent = load_directory(txn, place.parent)
         child = _child(txn, caller, parent, path)
         if child is None or not follow or child.type != SYMLINK:
             return Found(parent, path, child, False)
-    return _long_walk(txn, caller, place, follow)
+    return _long_walk(txn, caller, place, follow, follow_slash)
 
 
-def _long_walk(txn: Transaction, caller: Caller, place: Place, follow: bool) -> Found:
+def _long_walk(
+    txn: Transaction, caller: Caller, place: Place, follow: bool, follow_slash: bool
+) -> Found:
     path = place.path
     if len(path) > MAX_PATH_BYTES:
         raise Error(Code.NAME_TOO_LONG, f"paths have at most {MAX_PATH_BYTES} bytes")
@@ -112,12 +125,16 @@ def _long_walk(txn: Transaction, caller: Caller, place: Place, follow: bool) -> 
     while names:
         name = names.pop()
         last = not names
-        if name in _DOTS:
+        if name in DOTS:
             access.require(at, caller, access.EXECUTE)
             child: Inode | None = load_directory(txn, at.parent) if name == b".." else at
         else:
             child = _child(txn, caller, at, name)
-        if child is not None and child.type == SYMLINK and (not last or follow or slash):
+        if (
+            child is not None
+            and child.type == SYMLINK
+            and (not last or (follow_slash if slash else follow))
+        ):
             links += 1
             if links > MAX_SYMLINKS:
                 raise Error(Code.LOOP, f"more than {MAX_SYMLINKS} symbolic links")

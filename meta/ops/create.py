@@ -9,7 +9,7 @@ from hillfire.meta.engine.base import Transaction
 from hillfire.meta.host import Host
 from hillfire.meta.keys import put_inode
 from hillfire.meta.tree import changed, open_for_writing, put_entry
-from hillfire.meta.walk import walk
+from hillfire.meta.walk import DOTS, walk
 from hillfire.proto.meta_pb2 import DIRECTORY, REGULAR, Caller, CreateRequest, Inode
 
 
@@ -23,12 +23,12 @@ def create(txn: Transaction, request: CreateRequest, host: Host) -> Inode:
     """
     caller = request.caller
     found = walk(txn, caller, request.place, follow=not request.exclusive)
+    if found.slash and found.name not in DOTS:
+        raise Error(Code.IS_DIRECTORY, "the path of a file does not end in a slash")
     if found.inode is not None:
         if request.exclusive:
             raise Error(Code.EXISTS, "the name is taken")
         return _existing(txn, caller, found.require())
-    if found.slash:
-        raise Error(Code.IS_DIRECTORY, "the path of a file does not end in a slash")
     parent = found.parent
     access.require(parent, caller, access.WRITE | access.EXECUTE)
     now_ns = host.now_ns()

@@ -26,6 +26,7 @@ def link(txn: Transaction, request: LinkRequest, host: Host) -> Inode:
     if found.slash:
         raise Error(Code.NOT_FOUND, "only a directory's name may end in a slash")
     parent = found.parent
+    access.require_linkable(inode, caller)
     access.require(parent, caller, access.WRITE | access.EXECUTE)
     if inode.type == DIRECTORY:
         raise Error(Code.NOT_PERMITTED, "a directory has one name")

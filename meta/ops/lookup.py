@@ -12,4 +12,5 @@ def lookup(txn: Transaction, request: LookupRequest, host: Host) -> Inode:
     Raises:
         Error: NOT_FOUND and what a walk raises.
     """
-    return walk(txn, request.caller, request.place, follow=request.follow).require()
+    found = walk(txn, request.caller, request.place, follow=request.follow, follow_slash=True)
+    return found.require()

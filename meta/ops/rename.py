@@ -32,9 +32,8 @@ def rename(txn: Transaction, request: RenameRequest, host: Host) -> RenameReply:
     target = walk(txn, caller, request.to)
     source.require_name(Code.BUSY)
     target.require_name(Code.EXISTS if request.no_replace else Code.BUSY)
-    moved = source.require()
+    moved = _require_sane(txn, request, source, target)
     there = target.inode
-    _require_sane(txn, request, source, target)
     if there is not None and there.id == moved.id:
         return RenameReply(inode=moved, replaced=moved)
     _require_allowed(caller, source, target, request.exchange)
@@ -64,15 +63,17 @@ def _from(request: RenameRequest) -> Place:
     return cast(Place, getattr(request, "from"))  # a word of Python's
 
 
-def _require_sane(txn: Transaction, request: RenameRequest, source: Found, target: Found) -> None:
-    """Check what does not depend on who asks."""
-    moved, there = source.require(), target.inode
+def _require_sane(txn: Transaction, request: RenameRequest, source: Found, target: Found) -> Inode:
+    """Check what does not depend on who asks; return what is to move."""
+    moved, there = source.inode, target.inode
+    if moved is None:
+        raise Error(Code.NOT_FOUND, "no such name")
     if request.no_replace and there is not None:
         raise Error(Code.EXISTS, "the new name is taken")
     if request.exchange:
-        if target.require().type != DIRECTORY and target.slash:
-            raise Error(Code.NOT_DIRECTORY, "only a directory's name may end in a slash")
-    elif moved.type != DIRECTORY and target.slash:
+        target.require()
+    source.require()
+    if moved.type != DIRECTORY and target.slash and not request.exchange:
         raise Error(Code.NOT_DIRECTORY, "only a directory's name may end in a slash")
     if source.parent.id != target.parent.id or source.name != target.name:
         if moved.type == DIRECTORY and _is_above(txn, moved, target.parent):
@@ -80,6 +81,7 @@ def _require_sane(txn: Transaction, request: RenameRequest, source: Found, targe
         if there is not None and there.type == DIRECTORY and _is_above(txn, there, source.parent):
             code = Code.INVALID if request.exchange else Code.NOT_EMPTY
             raise Error(code, "the new name is a directory above the old one")
+    return moved
 
 
 def _is_above(txn: Transaction, directory: Inode, below: Inode) -> bool:

@@ -45,5 +45,5 @@ def _change_owner(inode: Inode, request: SetAttributesRequest) -> None:
             raise Error(Code.NOT_PERMITTED, "only root gives files away")
         if gid != inode.gid and not access.in_group(caller, gid):
             raise Error(Code.NOT_PERMITTED, f"uid {caller.uid} is not in group {gid}")
+    inode.mode = access.mode_without_ids(inode, caller)
     inode.uid, inode.gid = uid, gid
-    inode.mode = access.mode_without_ids(inode)

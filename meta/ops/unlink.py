@@ -7,7 +7,7 @@ from hillfire.meta.host import Host
 from hillfire.meta.keys import dentry_key, put_inode
 from hillfire.meta.tree import changed, drop_link, require_empty
 from hillfire.meta.walk import Found, walk
-from hillfire.proto.meta_pb2 import DIRECTORY, UnlinkReply, UnlinkRequest
+from hillfire.proto.meta_pb2 import DIRECTORY, Inode, UnlinkReply, UnlinkRequest
 from hillfire.types import ROOT_INODE
 
 
@@ -21,7 +21,7 @@ def unlink(txn: Transaction, request: UnlinkRequest, host: Host) -> UnlinkReply:
     caller = request.caller
     found = walk(txn, caller, request.place)
     _require_removable_name(found, request.directory)
-    inode, parent = found.require(), found.parent
+    inode, parent = _victim(found, request.directory), found.parent
     access.require_removal(parent, inode, caller)
     if request.directory:
         if inode.type != DIRECTORY:
@@ -36,6 +36,17 @@ def unlink(txn: Transaction, request: UnlinkRequest, host: Host) -> UnlinkReply:
     txn.clear(dentry_key(parent.id, found.name))
     drop_link(txn, host, inode, now_ns, caller.client if request.hold else 0)
     return UnlinkReply(inode=inode)
+
+
+def _victim(found: Found, directory: bool) -> Inode:
+    """Return what is to go. A file's name with a slash behind it is refused before all else."""
+    if found.inode is None:
+        raise Error(Code.NOT_FOUND, "no such name")
+    if found.slash and not directory and found.inode.type != DIRECTORY:
+        raise Error(Code.NOT_DIRECTORY, "only a directory's name may end in a slash")
+    if found.slash and not directory:
+        raise Error(Code.IS_DIRECTORY, f"inode {found.inode.id} is a directory")
+    return found.inode
 
 
 def _require_removable_name(found: Found, directory: bool) -> None:
