@@ -41,6 +41,9 @@ RETRY_MAX_S = 0.2
 INLINE_BYTES = 16 * 1024
 """Batches with up to this much payload are prepared on the event loop."""
 INLINE_ITEMS = 8
+JOB_BYTES = 1024 * 1024
+"""A batch with more payload is prepared by several threads, each part forwarded when it is ready:
+so the targets of the chain work on one batch at the same time."""
 
 
 class TargetShell:
@@ -117,14 +120,23 @@ class TargetShell:
     # ------------------------------------------------------------------ the store's effects
 
     def _prepare(self, effect: effects.Prepare) -> None:
-        operations, chain_version = effect.operations, effect.chain_version
+        portion: list[Operation] = []
         total = 0
-        for operation in operations:
+        for operation in effect.operations:
             payload: Payload = operation.payload  # type: ignore[assignment]
             payload.keep()
             payload.memory.hold()
-            total += len(payload.view)
+            size = len(payload.view)
+            if portion and total + size > JOB_BYTES:
+                self._prepare_portion(portion, effect.chain_version, total)
+                portion, total = [], 0
+            portion.append(operation)
+            total += size
+        self._prepare_portion(portion, effect.chain_version, total)
 
+    def _prepare_portion(
+        self, operations: Sequence[Operation], chain_version: int, total: int
+    ) -> None:
         def work() -> list[tuple[Operation, Image | int]]:
             updates = []
             for o in operations:

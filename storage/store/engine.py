@@ -59,7 +59,7 @@ RESERVE_BYTES = 64 * 1024 * 1024
 """Of the disk: block files leave this much, so that deletions can still be recorded."""
 RECORD_LIMIT = 131_072
 """How many decoded records are kept in memory, about 0.7 KiB each for chunks of 1 MiB."""
-UNSYNCED_BYTES = 128 * 1024 * 1024
+UNSYNCED_BYTES = 256 * 1024 * 1024
 """Blocks that were freed are used again after a sync; this much of them brings one about."""
 STRIPES = 64
 """How many locks the chunks share for the moment in which a patch is applied."""
