@@ -103,14 +103,19 @@ class Loop:
             return
         self._in_a_row = 0
         loop = asyncio.get_running_loop()
-        if not self._registered:
-            loop.add_reader(fd, self._readable)
-            self._registered = True
-        self._waiter = loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        while True:
+            if not self._registered:
+                loop.add_reader(fd, self._readable)
+                self._registered = True
+            self._waiter = loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+            # The loop may report once more what was read already: its event was on the way while
+            # that was answered. To believe it would be to block in read, the whole process with it.
+            if self._poll.poll(0):
+                return
 
     def _readable(self) -> None:
         waiter = self._waiter
