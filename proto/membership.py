@@ -116,6 +116,7 @@ class Membership:
         self._lease = Lease(clock)
         self._lease_ms = 0
         self._interval_s = 0.0
+        self._failing = False
         self._client: service.GrpcClient | None = None
         self._poke = asyncio.Event()
         self._connected = asyncio.Event()
@@ -196,6 +197,9 @@ class Membership:
                 if self._client is None:
                     await self._register()
                 await self._heartbeat()
+                if self._failing:
+                    self._failing = False
+                    log.info("event=manager_back node=%d", self._node)
                 pause_s = self._interval_s
             except Error as error:
                 await self._lost(error)
@@ -291,7 +295,9 @@ class Membership:
 
     async def _lost(self, error: Error) -> None:
         """After a failed heartbeat: find the manager anew, or give up for good."""
-        log.warning("event=heartbeat_failed node=%d error=%r", self._node, str(error))
+        level = logging.DEBUG if self._failing else logging.WARNING  # an outage is told once
+        self._failing = True
+        log.log(level, "event=heartbeat_failed node=%d error=%r", self._node, str(error))
         if error.code in _FINAL:
             self._fail(error)
         await self._disconnect()
@@ -306,7 +312,7 @@ class Membership:
             self._on_failure(error)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A task of ours that ends by an exception ends the membership: nothing is in doubt."""
+        """End the membership when an exception ended a task of ours: better out than unsure."""
         if not task.cancelled() and (cause := task.exception()) is not None:
             log.error("event=membership_failed node=%d", self._node, exc_info=cause)
             if self.failure is None:

@@ -1,7 +1,7 @@
 """Which nodes make up which chain: a balanced table for any number of nodes and replicas.
 
-Pure. Nodes are filled evenly, each new chain takes those of the emptiest nodes that have met each
-other least, and a node's turn to be head comes round like everyone's: so that a dead node's reads
+Pure. Each new chain takes nodes that have met each other least and, among those, the emptiest; the
+places in a chain, the head's first, go to whoever has stood there least. So a dead node's reads
 spread over as many others as there are, and no node carries more writes than another. A solver
 for balanced incomplete block designs goes behind the same function.
 """
@@ -59,7 +59,7 @@ def place(
     require(len(homes), targets_per_node, replicas)
     table = _Table(homes, targets_per_node)
     chains = len(homes) * targets_per_node // replicas
-    return tuple(table.next_chain(replicas) for _ in range(chains))
+    return tuple(table.next_chain(replicas, chains - done) for done in range(chains))
 
 
 class _Table:
@@ -70,11 +70,12 @@ class _Table:
         self._met: Counter[tuple[NodeId, NodeId]] = Counter()
         self._roles: Counter[tuple[NodeId, int]] = Counter()
 
-    def next_chain(self, replicas: int) -> tuple[NodeId, ...]:
-        """Choose the members one by one, then who of them stands where."""
+    def next_chain(self, replicas: int, left: int) -> tuple[NodeId, ...]:
+        """Choose the members one by one, then who of them stands where; ``left``: chains to go."""
         members: list[NodeId] = []
         for _ in range(replicas):
-            members.append(min(self.free.keys() - members, key=lambda n: self._cost(n, members)))
+            candidates = [n for n, free in self.free.items() if free and n not in members]
+            members.append(min(candidates, key=lambda n: self._cost(n, members, left)))
         chain = self._in_order(members)
         for position, node in enumerate(chain):
             self.free[node] -= 1
@@ -83,10 +84,17 @@ class _Table:
                 self._met[node, other] += 1
         return chain
 
-    def _cost(self, node: NodeId, members: Sequence[NodeId]) -> tuple[int, int, int, int]:
-        """Order candidates: most room first, then who has met these members least."""
+    def _cost(
+        self, node: NodeId, members: Sequence[NodeId], left: int
+    ) -> tuple[bool, int, int, int, NodeId]:
+        """Order candidates: who has met these members least, then who has most room.
+
+        But whoever has as many places as there are chains left has to be in each of them: with
+        that the table can always be completed.
+        """
         met = [self._met[node, member] for member in members]
-        return -self.free[node], max(met, default=0), sum(met), node
+        room = self.free[node]
+        return room < left, max(met, default=0), sum(met), -room, node
 
     def _in_order(self, members: Sequence[NodeId]) -> tuple[NodeId, ...]:
         """Choose the order in which everyone stands where it has stood least, heads first."""
