@@ -62,11 +62,11 @@ class ReadAhead:
         if position >= extent.length:
             return None
         if not windows:
-            follows = position == self.expect and position > 0
-            if wanted and (wanted >= MAX_WINDOW or not follows):
+            if wanted and (position != self.expect or not position):
                 self._bytes = FIRST_WINDOW
                 return None
-            yield from self._fetch(position, max(wanted, self._bytes), extent)
+            self._bytes = min(MAX_WINDOW, max(wanted, self._bytes))
+            yield from self._fetch(position, self._bytes, extent)
         while (
             len(windows) < WINDOWS
             and windows[-1].end < extent.length
