@@ -51,6 +51,7 @@ class RecordedStorage(StorageClient):
         self.lengths: dict[int, int] = {}
         self.failure: Error | None = None
         self.gate: asyncio.Event | None = None
+        self.arrived = asyncio.Event()
 
     async def truncate(self, intent: Intent, timeout_s: float) -> None:
         await self._answer("truncate", intent)
@@ -65,6 +66,7 @@ class RecordedStorage(StorageClient):
 
     async def _answer(self, what: str, intent: Intent) -> None:
         self.asked.append((what, intent))
+        self.arrived.set()
         if self.gate is not None:
             await self.gate.wait()
         if self.failure is not None:
