@@ -1,6 +1,8 @@
-"""Connections to other storage nodes: one for forwards and one for gRPC a node, kept, remade.
+"""Connections to other storage nodes, kept and remade: for forwards one a lane, one for gRPC.
 
-Forwards have connections of their own so that they never queue behind client writes.
+Forwards never queue behind client writes. A *lane* is the sender's position in the chain: what
+is sent at position p only waits for what is sent at p + 1, and on one connection for both, which
+takes a limited number of requests, chains in opposite orders could stop each other.
 """
 
 import asyncio
@@ -25,29 +27,30 @@ class Peers:
 
     def __init__(self) -> None:
         """Start without connections."""
-        self._wires: dict[NodeId, tuple[Endpoint, asyncio.Task[AsyncConnection]]] = {}
+        self._wires: dict[tuple[NodeId, int], tuple[Endpoint, asyncio.Task[AsyncConnection]]] = {}
         self._grpc: dict[NodeId, tuple[str, GrpcClient]] = {}
 
-    async def request(self, node: Node, request: Request, timeout_s: float) -> Reply:
-        """Send a request to a node over the wire, connecting if need be.
+    async def request(self, node: Node, lane: int, request: Request, timeout_s: float) -> Reply:
+        """Send a request to a node over the wire on a lane, connecting if need be.
 
         Raises:
             Error: CONNECTION, TIMED_OUT, or the peer's.
         """
-        known = self._wires.get(node.id)
+        key = node.id, lane
+        known = self._wires.get(key)
         if known is None or known[0] != node.endpoint:
-            self._drop(node.id)
+            self._drop(key)
             known = (
                 node.endpoint,
                 asyncio.create_task(connect_async(node.endpoint, CONNECT_TIMEOUT_S)),
             )
-            self._wires[node.id] = known
+            self._wires[key] = known
         try:
             connection = known[1].result() if known[1].done() else await asyncio.shield(known[1])
             return await connection.request(request, timeout_s)
         except Error as error:
-            if error.code in _BROKEN and self._wires.get(node.id) is known:
-                self._drop(node.id)
+            if error.code in _BROKEN and self._wires.get(key) is known:
+                self._drop(key)
             raise
 
     def grpc(self, node: Node) -> GrpcClient:
@@ -60,21 +63,21 @@ class Peers:
 
     def routing(self, routing: Routing) -> None:
         """Close connections to nodes that are dead: what waits for them fails now."""
-        for number in list(self._wires):
-            node = routing.nodes.get(number)
-            if node is None or not node.alive or node.endpoint != self._wires[number][0]:
-                self._drop(number)
+        for key in list(self._wires):
+            node = routing.nodes.get(key[0])
+            if node is None or not node.alive or node.endpoint != self._wires[key][0]:
+                self._drop(key)
 
-    def _drop(self, node: NodeId) -> None:
-        known = self._wires.pop(node, None)
+    def _drop(self, key: tuple[NodeId, int]) -> None:
+        known = self._wires.pop(key, None)
         if known is not None:
             known[1].add_done_callback(_close)
 
     async def close(self) -> None:
         """Close all."""
-        for number in list(self._wires):
-            task = self._wires[number][1]
-            self._drop(number)
+        for key in list(self._wires):
+            task = self._wires[key][1]
+            self._drop(key)
             with contextlib.suppress(Error):
                 await task
         for _, client in self._grpc.values():

@@ -249,14 +249,15 @@ class TargetShell:
                     memories.append(payload.memory)
                     parts_of[operation] = payload.part()
             if old:
-                span, parts = await read_pending(
+                span, found = await read_pending(
                     self.threads, self.store, self.pools.at(Pools.TRANSFERS), old
                 )
                 memories.append(span)
-                parts_of.update(zip(old, parts, strict=True))
+                parts_of.update(zip(old, found, strict=True))
             chain = self.chain.id if self.chain is not None else 0
             items = [forward_item(o, chain, chain_version) for o, _ in operations]
-            await self._send(target, operations, items, [parts_of[o] for o, _ in operations])
+            parts = [parts_of[operation] for operation, _ in operations]
+            await self._send(target, operations, items, parts, self.position)
         except Error as exc:
             self._not_sent(operations, exc)
         finally:
@@ -277,7 +278,7 @@ class TargetShell:
                 chain_version,
             )
             try:
-                await self._send(target, operations, items, parts)
+                await self._send(target, operations, items, parts, Pools.TRANSFERS)
             finally:
                 span.drop()
         except Error as exc:
@@ -289,6 +290,7 @@ class TargetShell:
         operations: Sequence[tuple[Operation, int]],
         items: Sequence[ForwardItem],
         parts: Sequence[Part],
+        lane: int,
     ) -> None:
         """Send one FORWARD and hand its answers in.
 
@@ -297,7 +299,7 @@ class TargetShell:
         """
         node = self._routing().node_of(target)
         request = Request(FORWARD, FORWARD_ITEMS.pack(items), parts)
-        reply = await self._peers.request(node, request, FORWARD_TIMEOUT_S)
+        reply = await self._peers.request(node, lane, request, FORWARD_TIMEOUT_S)
         results = WRITE_RESULTS.unpack(reply.body)
         if len(results) != len(operations):
             text = f"{len(results)} answers to {len(operations)} forwards"

@@ -18,7 +18,6 @@ Open time grows with the number of records, not with bytes: free blocks are thos
 names.
 """
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -40,7 +39,7 @@ from hillfire.storage.store.files import BlockFiles
 from hillfire.storage.store.metadata import Metadata
 from hillfire.storage.store.opening import Opened, open_parts
 from hillfire.storage.store.place import Placer
-from hillfire.storage.store.reading import Mismatch, read_payload, read_verified
+from hillfire.storage.store.reading import Reader, read_payload
 from hillfire.storage.store.records import (
     PendingRecord,
     Placement,
@@ -100,6 +99,7 @@ class EngineStore(ChunkStore):
         self._records = self._catalog.cache
         self._placer = Placer(self._files, self._catalog.sync)
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
+        self._reader = Reader(self._files, self._catalog, self._stripes)
 
     def get(self, chunk: ChunkId) -> ChunkMeta | None:
         """See ``ChunkStore.get``."""
@@ -233,14 +233,7 @@ class EngineStore(ChunkStore):
 
     def read(self, chunk: ChunkId, offset: int, into: memoryview) -> tuple[int, int, Version]:
         """See ``ChunkStore.read``."""
-        number = self._catalog.enter()
-        try:
-            try:
-                return self._read(chunk, offset, into, 0)
-            except Mismatch:
-                return self._read_again(chunk, offset, into)
-        finally:
-            self._catalog.leave(number)
+        return self._reader.read(chunk, offset, into)
 
     def read_cached(
         self, chunk: ChunkId, offset: int, into: memoryview
@@ -249,41 +242,7 @@ class EngineStore(ChunkStore):
 
         A record that is not in memory is looked up in RocksDB, whose blocks nearly always are.
         """
-        number = self._catalog.enter()
-        try:
-            return self._read(chunk, offset, into, os.RWF_NOWAIT)
-        except (BlockingIOError, Mismatch):
-            return None
-        finally:
-            self._catalog.leave(number)
-
-    def _read(
-        self, chunk: ChunkId, offset: int, into: memoryview, flags: int
-    ) -> tuple[int, int, Version]:
-        record = self._records.get(chunk) or self._catalog.get(chunk)
-        if record is None:
-            return 0, 0, Version(0)
-        meta = record[0]
-        count = meta.length - offset
-        if count <= 0 or not into:
-            return 0, 0, meta.version
-        if count < len(into):
-            into = into[:count]
-        return len(into), read_verified(self._files, record, offset, into, flags), meta.version
-
-    def _read_again(
-        self, chunk: ChunkId, offset: int, into: memoryview
-    ) -> tuple[int, int, Version]:
-        """Read under the chunk's lock, into memory that nobody else can change meanwhile."""
-        with self._stripes[hash(chunk) % STRIPES]:
-            private = self._files.scratch(len(into), "image")[: len(into)]
-            try:
-                count, crc, version = self._read(chunk, offset, private, 0)
-            except Mismatch as exc:
-                text = f"chunk {chunk.hex()}: stored bytes fail their checksum ({exc})"
-                raise Error(Code.CORRUPT, text) from exc
-        into[:count] = private[:count]
-        return count, crc, version
+        return self._reader.read_cached(chunk, offset, into)
 
     def read_pending(self, chunk: ChunkId, into: memoryview) -> int:
         """See ``ChunkStore.read_pending``."""

@@ -5,9 +5,13 @@ destination, the rest of a partial first and last grain to scratch memory, since
 covers the whole grain. Each byte is passed over once, those of partial grains twice.
 """
 
+import os
+import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hillfire.errors import Code, Error
+from hillfire.storage.store.catalog import Catalog
 from hillfire.storage.store.checksum import (
     GRAIN_BYTES,
     GRAIN_SHIFT,
@@ -16,6 +20,7 @@ from hillfire.storage.store.checksum import (
 )
 from hillfire.storage.store.files import BlockFiles
 from hillfire.storage.store.records import PendingRecord, Placement, Record
+from hillfire.types import ChunkId, Version
 
 
 class Mismatch(Exception):
@@ -120,3 +125,67 @@ def read_payload(files: BlockFiles, record: PendingRecord, into: memoryview) -> 
     if crc32c(into) != pending.payload_checksum:
         raise Error(Code.CORRUPT, "the payload of a pending update fails its checksum")
     return count
+
+
+class Reader:
+    """Reads chunks beside everything else that happens to them."""
+
+    def __init__(
+        self, files: BlockFiles, catalog: Catalog, stripes: Sequence[threading.Lock]
+    ) -> None:
+        """``stripes``: the locks under which patches are applied, a chunk's by its hash."""
+        self._files = files
+        self._catalog = catalog
+        self._records = catalog.cache
+        self._stripes = stripes
+
+    def read(self, chunk: ChunkId, offset: int, into: memoryview) -> tuple[int, int, Version]:
+        """See ``ChunkStore.read``."""
+        number = self._catalog.enter()
+        try:
+            try:
+                return self._read(chunk, offset, into, 0)
+            except Mismatch:
+                return self._read_again(chunk, offset, into)
+        finally:
+            self._catalog.leave(number)
+
+    def read_cached(
+        self, chunk: ChunkId, offset: int, into: memoryview
+    ) -> tuple[int, int, Version] | None:
+        """See ``ChunkStore.read_cached``."""
+        number = self._catalog.enter()
+        try:
+            return self._read(chunk, offset, into, os.RWF_NOWAIT)
+        except (BlockingIOError, Mismatch):
+            return None
+        finally:
+            self._catalog.leave(number)
+
+    def _read(
+        self, chunk: ChunkId, offset: int, into: memoryview, flags: int
+    ) -> tuple[int, int, Version]:
+        record = self._records.get(chunk) or self._catalog.get(chunk)
+        if record is None:
+            return 0, 0, Version(0)
+        meta = record[0]
+        count = meta.length - offset
+        if count <= 0 or not into:
+            return 0, 0, meta.version
+        if count < len(into):
+            into = into[:count]
+        return len(into), read_verified(self._files, record, offset, into, flags), meta.version
+
+    def _read_again(
+        self, chunk: ChunkId, offset: int, into: memoryview
+    ) -> tuple[int, int, Version]:
+        """Read under the chunk's lock, into memory that nobody else can change meanwhile."""
+        with self._stripes[hash(chunk) % len(self._stripes)]:
+            private = self._files.scratch(len(into), "image")[: len(into)]
+            try:
+                count, crc, version = self._read(chunk, offset, private, 0)
+            except Mismatch as exc:
+                text = f"chunk {chunk.hex()}: stored bytes fail their checksum ({exc})"
+                raise Error(Code.CORRUPT, text) from exc
+        into[:count] = private[:count]
+        return count, crc, version
