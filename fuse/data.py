@@ -42,7 +42,7 @@ class Data(Names):
     async def open(self, inode: int, flags: int, caller: Caller) -> Opened:
         """Open a file with fresh attributes."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        truncate = bool(flags & os.O_TRUNC) and writable
+        truncate = bool(flags & os.O_TRUNC)
         before = self.nodes.find(inode)
         if before is not None and before.file is not None:
             if truncate:
@@ -51,9 +51,9 @@ class Data(Names):
                 # Written here, and open here: what the metadata service says comes on top.
                 await self.settle(before)
         asked = self.nodes.tick()
-        if writable:
+        if writable or truncate:
             request = pb.OpenRequest(
-                caller=self.who(caller), inode=inode, write=True, truncate=truncate
+                caller=self.who(caller), inode=inode, write=writable, truncate=truncate
             )
             reply = await self.client.meta("Open", request)
         else:

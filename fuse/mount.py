@@ -118,6 +118,7 @@ def check(mountpoint: Path) -> Path:
         raise Error(Code.CONFIGURATION, "fusermount3 is missing: install the package fuse3")
     try:
         found = os.stat(mountpoint)
+        os.statvfs(mountpoint)  # never answered from a cache that a dead mount left
     except OSError as exc:
         if exc.errno == errno.ENOTCONN:
             log.warning("a dead mount is cleared away mountpoint=%s", mountpoint)

@@ -46,6 +46,7 @@ def check_mountpoint(directory: Path) -> None:
     """
     try:
         status = directory.stat()
+        os.statvfs(directory)  # never answered from a cache that a dead mount left
     except FileNotFoundError:
         raise Error(
             Code.NOT_FOUND, f"the mount directory {directory} is missing: `mkdir -p {directory}`"
