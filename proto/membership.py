@@ -117,6 +117,7 @@ class Membership:
         self._lease_ms = 0
         self._interval_s = 0.0
         self._failing = False
+        self._slow = False
         self._client: service.GrpcClient | None = None
         self._poke = asyncio.Event()
         self._connected = asyncio.Event()
@@ -197,6 +198,7 @@ class Membership:
                 if self._client is None:
                     await self._register()
                 await self._heartbeat()
+                self._slow = False
                 if self._failing:
                     self._failing = False
                     log.info("event=manager_back node=%d", self._node)
@@ -300,7 +302,10 @@ class Membership:
         log.log(level, "event=heartbeat_failed node=%d error=%r", self._node, str(error))
         if error.code in _FINAL:
             self._fail(error)
-        await self._disconnect()
+        slow = error.code is Code.TIMED_OUT and not self._slow  # once: it may only be busy
+        self._slow = slow
+        if not slow:
+            await self._disconnect()
 
     def _fail(self, error: Error) -> None:
         """End the membership."""
