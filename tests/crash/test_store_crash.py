@@ -419,6 +419,42 @@ def test_a_missing_or_short_block_file_does_not_open(tmp_path: Path) -> None:
     assert caught.value.code == Code.CORRUPT
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_failing_disk_is_an_error_of_the_update_alone(tmp_path: Path, direct: bool) -> None:
+    store = open_store(tmp_path, direct=direct)
+    one(store, 1, bytes(CHUNK))
+    path = tmp_path / "blocks" / "256K"
+    mine = [int(fd.name) for fd in Path("/proc/self/fd").iterdir() if _leads_to(fd, path)]
+    assert len(mine) == 2 + direct
+    for flags, failing in ((os.O_RDONLY, "write"), (os.O_WRONLY, "read")):
+        broken = os.open(path, flags)  # the system call itself fails
+        kept = [os.dup(fd) for fd in mine]
+        for fd in mine:
+            os.dup2(broken, fd)
+        if failing == "write":
+            other = write(NAMES[1], 1, b"small")
+            first, second = store.prepare([write(NAMES[0], 2, bytes(CHUNK)), other])
+            assert isinstance(first, Error) and first.code == Code.IO
+            assert not isinstance(second, Exception)
+        else:
+            with pytest.raises(Error) as caught:
+                content(store, NAMES[0])
+            assert caught.value.code == Code.IO
+        for fd, old in zip(mine, kept, strict=True):
+            os.dup2(old, fd)
+            os.close(old)
+        os.close(broken)
+    assert content(store, NAMES[0]) == bytes(CHUNK)
+    store.close()
+
+
+def _leads_to(fd: Path, path: Path) -> bool:
+    try:
+        return fd.readlink() == path
+    except FileNotFoundError:  # the listing's own
+        return False
+
+
 def test_another_format_and_another_process_are_refused_by_name(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     with pytest.raises(Error) as caught:
