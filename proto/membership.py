@@ -15,18 +15,18 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hillfire.clock import NS_PER_MS, NS_PER_S, SYSTEM, Clock, happens
+from hillfire.clock import NS_PER_S, SYSTEM, Clock, happens
 from hillfire.cluster import Endpoint, NodeKind, Routing
 from hillfire.errors import Code, Error
 from hillfire.proto import cluster_pb2, convert, service
 from hillfire.proto import manager_pb2 as pb
-from hillfire.proto.wire.pick import connect_async
+from hillfire.proto.discovery import find_manager
+from hillfire.proto.lease import Lease
 from hillfire.types import NodeId
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
-RESOLVE_TIMEOUT_S = 1.0
 REGISTER_TIMEOUT_S = 15.0
 """A registration that replaces a dead process may have to wait for a manager's first lease."""
 RETRY_S = 0.05
@@ -41,29 +41,6 @@ _FINAL = (Code.WRONG_CLUSTER, Code.STALE, Code.INVALID, Code.CONFIGURATION)
 _GET_ROUTING = service.method("Manager", "GetRouting")
 _REGISTER = service.method("Manager", "Register")
 _HEARTBEAT = service.method("Manager", "Heartbeat")
-
-
-class Lease:
-    """Whether this process may act: until half a lease after its last answered heartbeat left."""
-
-    __slots__ = ("_boot_ns", "_until_ns")
-
-    def __init__(self, clock: Clock) -> None:
-        """Begin without a lease."""
-        self._boot_ns = clock.boot_ns
-        self._until_ns = 0
-
-    def extend(self, sent_ns: int, lease_ms: int) -> None:
-        """Count from when an answered heartbeat was sent; an older answer changes nothing."""
-        self._until_ns = max(self._until_ns, sent_ns + lease_ms * NS_PER_MS // 2)
-
-    def end(self) -> None:
-        """Give it up at once."""
-        self._until_ns = 0
-
-    def valid(self) -> bool:
-        """Whether it runs at this moment."""
-        return self._boot_ns() < self._until_ns
 
 
 class Membership:
@@ -254,7 +231,8 @@ class Membership:
     async def _register(self) -> None:
         """Find the manager's gRPC address at its wire address, and register there."""
         await self._disconnect()
-        client = service.GrpcClient(await self._resolve())
+        where = f"node {self._node} in {self._directory or 'its directory'}"
+        client = service.GrpcClient(await find_manager(self._manager, self.cluster, where))
         request = pb.RegisterRequest(
             cluster=self.cluster,
             node=self._node,
@@ -274,26 +252,6 @@ class Membership:
         self._lease_ms = reply.lease_ms
         self._interval_s = reply.heartbeat_interval_ms / 1000
         self._take(convert.routing_from_message(reply.routing))
-
-    async def _resolve(self) -> str:
-        """Return the manager's gRPC address."""
-        connection = await connect_async(
-            Endpoint("", self._manager, "", ""), RESOLVE_TIMEOUT_S, transport="tcp"
-        )
-        try:
-            request = service.encode(_GET_ROUTING, pb.GetRoutingRequest())
-            reply = await connection.request(request, RESOLVE_TIMEOUT_S)
-            message = service.decode(_GET_ROUTING, reply)
-        finally:
-            connection.close()
-        if self.cluster and message.cluster != self.cluster:
-            raise Error(
-                Code.WRONG_CLUSTER,
-                f"node {self._node} in {self._directory or 'its directory'} belongs to cluster "
-                f"{self.cluster}, but the manager at {self._manager} serves cluster "
-                f"{message.cluster}: give it its own cluster's manager, or a new directory",
-            )
-        return _reachable(message.manager.grpc, self._manager)
 
     async def _lost(self, error: Error) -> None:
         """After a failed heartbeat: find the manager anew, or give up for good."""
@@ -335,9 +293,3 @@ class Membership:
             return
         self.routing = routing
         self._on_routing(routing)
-
-
-def _reachable(address: str, manager: str) -> str:
-    """Return a gRPC address, on the manager's known host if it listens on all of its addresses."""
-    host, _, port = address.rpartition(":")
-    return f"{manager.rpartition(':')[0]}:{port}" if host in ("0.0.0.0", "[::]", "") else address

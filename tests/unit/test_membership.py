@@ -7,7 +7,9 @@ from hillfire.clock import NS_PER_MS, Clock
 from hillfire.cluster import Endpoint, NodeKind, Routing
 from hillfire.proto import cluster_pb2
 from hillfire.proto import manager_pb2 as pb
-from hillfire.proto.membership import Lease, Membership, _reachable
+from hillfire.proto.discovery import reachable
+from hillfire.proto.lease import Lease
+from hillfire.proto.membership import Membership
 from hillfire.types import NodeId
 
 
@@ -71,6 +73,6 @@ def test_nobody_acts_on_an_old_routing_under_a_new_lease() -> None:
 
 
 def test_a_manager_that_listens_everywhere_is_found_where_it_is_known() -> None:
-    assert _reachable("0.0.0.0:4711", "10.0.0.7:9700") == "10.0.0.7:4711"
-    assert _reachable("[::]:4711", "manager:9700") == "manager:4711"
-    assert _reachable("10.0.0.8:4711", "10.0.0.7:9700") == "10.0.0.8:4711"
+    assert reachable("0.0.0.0:4711", "10.0.0.7:9700") == "10.0.0.7:4711"
+    assert reachable("[::]:4711", "manager:9700") == "manager:4711"
+    assert reachable("10.0.0.8:4711", "10.0.0.7:9700") == "10.0.0.8:4711"
