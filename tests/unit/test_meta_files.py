@@ -1,7 +1,8 @@
 """Files in the name space: create, open, settle, truncate, append, sessions, retries."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
@@ -19,9 +20,9 @@ def client(number: int, request: int = 0) -> pb.Caller:
     return pb.Caller(uid=0, client=number, request=request)
 
 
-def sessions(w: World, inode: int) -> dict[int, tuple[int, bool]]:
+def sessions(w: World, inode: int) -> dict[int, keys.WriteSession]:
     pairs = transact(w.engine, lambda txn: txn.snapshot_range(*keys.session_range(inode)))
-    return {keys.split_session_key(k)[1]: tuple(keys.read_session(v)) for k, v in pairs}
+    return {keys.split_session_key(k)[1]: keys.read_session(v) for k, v in pairs}
 
 
 def test_a_new_file() -> None:
@@ -288,7 +289,7 @@ RETRIED: dict[str, Any] = {
     "MakeNode": lambda w: pb.MakeNodeRequest(place=place(b"new"), type=pb.DIRECTORY),
     "Link": lambda w: pb.LinkRequest(inode=w.look(b"f").id, place=place(b"new")),
     "Unlink": lambda w: pb.UnlinkRequest(place=place(b"f")),
-    "Rename": lambda w: pb.RenameRequest(**{"from": place(b"f"), "to": place(b"new")}),
+    "Rename": lambda w: pb.RenameRequest(**cast(Any, {"from": place(b"f"), "to": place(b"new")})),
     "ReserveAppend": lambda w: pb.ReserveAppendRequest(inode=w.look(b"f").id, length=3),
     "Open": lambda w: pb.OpenRequest(inode=w.look(b"f").id, write=True),
     "SetAttribute": lambda w: pb.AttributeRequest(
@@ -339,7 +340,7 @@ def test_kept_answers_are_forgotten_after_their_time() -> None:
 def test_without_a_lease_nothing_is_answered() -> None:
     with world() as w:
         w.lease = False
-        calls = [
+        calls: list[Callable[[], Any]] = [
             lambda: w.stat(1),
             lambda: w.create(b"f"),
             lambda: w.session(5),
