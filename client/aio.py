@@ -15,9 +15,10 @@ from google.protobuf.message import Message
 from hillfire.client import reading, writing
 from hillfire.client.actions import Call, Exchange, Join, Operation, Outcome, Pause, Spawn
 from hillfire.client.buffers import DEFAULT_BYTES, Buffers
+from hillfire.client.connections import allowed, manager_endpoint
 from hillfire.client.core import Core
 from hillfire.client.session import Session
-from hillfire.client.sync import allowed, manager_endpoint, new_client, own_identity
+from hillfire.client.sync import new_client, own_identity
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hillfire.client.actions import Operation
-from hillfire.client.namespace import stat_result
+from hillfire.client.attributes import stat_result
 from hillfire.client.stream import Stream
 from hillfire.errors import Code, Error
 

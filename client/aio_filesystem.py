@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 from hillfire.client import batches, namespace
 from hillfire.client.aio import Client
 from hillfire.client.aio_file import AsyncFile
+from hillfire.client.attributes import Entry
 from hillfire.client.filesystem import default_address
-from hillfire.client.namespace import Entry, Path
-from hillfire.client.stream import open_stream
+from hillfire.client.namespace import Path
+from hillfire.client.opening import open_stream
 from hillfire.errors import Error
 from hillfire.proto import meta_pb2
 from hillfire.region import Region

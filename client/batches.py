@@ -37,7 +37,7 @@ def read(
                 if not stream.readable:
                     raise Error(Code.INVALID, "not open for reading")
                 if stream.busy:
-                    yield from stream.drain()
+                    yield from stream.prepare_write()
             except (Error, ValueError) as exc:
                 bad[number] = _as_error(exc)
                 continue

@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hillfire.client.actions import Operation
+from hillfire.client.attributes import stat_result
 from hillfire.client.stream import Stream
 from hillfire.errors import Code, Error
 
@@ -162,8 +163,6 @@ class File(io.BufferedIOBase):
 
     def stat(self) -> Any:
         """Return the file's attributes."""
-        from hillfire.client.namespace import stat_result
-
         stream = self.stream
         self._run(stream.refresh())
         return stat_result(stream.inode)

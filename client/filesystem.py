@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 from hillfire.client import batches, namespace
+from hillfire.client.attributes import Entry
 from hillfire.client.buffers import DEFAULT_BYTES
 from hillfire.client.file import File
-from hillfire.client.namespace import Entry, Path
-from hillfire.client.stream import open_stream
+from hillfire.client.namespace import Path
+from hillfire.client.opening import open_stream
 from hillfire.client.sync import Shell
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2

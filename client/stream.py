@@ -1,29 +1,22 @@
-"""An open file as generators: position, write buffer, read-ahead. Both faces' file objects use it.
+"""An open file as generators: position, length, reads and writes. Both faces' files use it.
 
-Writes gather in a staging part and leave when it is full, several at once (pipelined): the caller
-fills the next buffer while the chains replicate the last. Two updates of one chunk are never on
-their way together. Reads that follow one another fetch ahead, others fetch what they ask for.
+Writes go through a buffer (``writebuffer.py``); reads that follow one another are fetched ahead
+(``readahead.py``), others fetch what they ask for. What is written is read back at once here, and
+by others after flush, fsync or close, which settle the length.
 """
 
-import os
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from hillfire.client import reading, writing
 from hillfire.client.actions import Join, Operation, Spawn
 from hillfire.client.core import Core
-from hillfire.client.namespace import Path, lookup, place_of, with_path
 from hillfire.client.plan import Extent
 from hillfire.client.readahead import ReadAhead
+from hillfire.client.writebuffer import WriteBuffer
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
-from hillfire.proto.wire.base import Part
 
-BUFFER_BYTES = 4 * 1024 * 1024
-FIRST_BUFFER_BYTES = 128 * 1024
-"""A small file does not take a whole buffer; the first one grows once."""
-DEPTH = 3
-"""Write buffers on their way at once."""
 SLICE_BYTES = 4 * 1024 * 1024
 """A longer read is fetched in slices, ``SLICES`` of them at once."""
 SLICES = 4
@@ -32,16 +25,6 @@ MAX_READ = 1 << 28
 """Of one step of a read to the end."""
 FRESH_S = 1.0
 """A length younger than this is believed at the end of a file; else the service is asked."""
-
-
-class Flying(NamedTuple):
-    """A write buffer on its way."""
-
-    handle: Any
-    part: Part
-    first: int
-    """chunk index"""
-    last: int
 
 
 class Stream:
@@ -60,15 +43,9 @@ class Stream:
         self.length = inode.length
         self.closed = False
         self._asked_at = core.clock()
-        self._settled_length = inode.length
         self._extent = core.extent(inode)
-        self._part: Part | None = None
-        self._start = 0
-        self._fill = 0
-        self._flying: deque[Flying] = deque()
-        self._dirty_start = -1
-        self._dirty_end = 0
         self._unsettled = False
+        self._buffer = WriteBuffer(core, self._extent, self._reserve if append else None)
         self._ahead = ReadAhead(core)
 
     @property
@@ -81,26 +58,14 @@ class Stream:
     @property
     def busy(self) -> bool:
         """Whether bytes are buffered or on their way."""
-        return self._part is not None or bool(self._flying)
-
-    def prepare_write(self) -> Operation[None]:
-        """Get out of the way of a write past the buffer."""
-        yield from self._ahead.forget()
-        yield from self.drain()
-
-    def wrote(self, start: int, end: int) -> None:
-        """Note bytes that were written past the buffer (batches)."""
-        self._dirty_start = start if self._dirty_start < 0 else min(self._dirty_start, start)
-        self._dirty_end = max(self._dirty_end, end)
-        self._unsettled = True
-        self.length = max(self.length, end)
+        return bool(self._buffer)
 
     # --- reading
 
     def read_at(self, offset: int, length: int, into: memoryview | None = None) -> Operation[Any]:
         """Return up to ``length`` bytes from ``offset``, or fill ``into`` and return the count."""
         if self.busy:
-            yield from self.drain()
+            yield from self._buffer.drain()
         if offset + length > self.length:
             yield from self._look_again()
         core, extent = self._core, self.extent
@@ -189,7 +154,7 @@ class Stream:
     def _next(self, wanted: int) -> Operation[memoryview | None]:
         """Return bytes at the position that were fetched ahead, None to read them directly."""
         if self.busy:
-            yield from self.drain()
+            yield from self._buffer.drain()
         position = self.position
         if position + wanted >= self.length:
             yield from self._look_again()
@@ -204,14 +169,12 @@ class Stream:
         self._take(inode)
 
     def _take(self, inode: meta_pb2.Inode) -> None:
-        """Believe an inode that was just received."""
+        """Believe an inode that was just received, and what this client wrote since."""
         self._asked_at = self._core.clock()
         self.inode = inode
-        self._settled_length = inode.length
-        own = max(self._dirty_end, self._start + self._fill if self._part is not None else 0)
-        pending = self._part is not None or bool(self._flying) or self._unsettled
-        self.length = max(inode.length, own) if pending else inode.length
+        self.length = max(inode.length, self._buffer.end if self._unsettled else 0)
         self._extent = self._core.extent(inode)._replace(length=self.length)
+        self._buffer.extent = self._extent
 
     # --- writing
 
@@ -219,81 +182,12 @@ class Stream:
         """Write from the position on (append mode: at the end), and move it."""
         if self._ahead:
             yield from self._ahead.forget()
-        done, total = 0, len(data)
-        while done < total:
-            if (
-                not self.append
-                and self._part is not None
-                and self.position != self._start + self._fill
-            ):
-                yield from self._dispatch()
-            if self._part is None:
-                self._start, self._fill = self.position, 0
-                left = total - done
-                size = FIRST_BUFFER_BYTES if left <= FIRST_BUFFER_BYTES else self._room()
-                self._part = self._core.stage(size)
-            part = self._part
-            count = min(total - done, part.length - self._fill)
-            if not count:
-                yield from self._grow_or_dispatch()
-                continue
-            begin = part.offset + self._fill
-            part.region.view[begin : begin + count] = data[done : done + count]
-            self._fill += count
-            done += count
-            self.position += count
-            if not self.append and self.position > self.length:
-                self.length = self.position
-        if self._part is not None and self._fill == BUFFER_BYTES:
-            yield from self._dispatch()
-        return total
-
-    def _room(self) -> int:
-        """Return the size of a full buffer from the start on: it ends where a chunk ends."""
-        chunk = self._extent.layout.chunk_bytes
-        return max(1, BUFFER_BYTES - self._start % min(chunk, BUFFER_BYTES))
-
-    def _grow_or_dispatch(self) -> Operation[None]:
-        part, room = self._part, self._room()
-        assert part is not None
-        if part.length >= room:
-            yield from self._dispatch()
-            return
-        larger = self._core.stage(room)
-        old = part.region.view[part.offset : part.offset + self._fill]
-        larger.region.view[larger.offset : larger.offset + self._fill] = old
-        self._core.unstage(part)
-        self._part = larger
-
-    def _dispatch(self) -> Operation[None]:
-        """Send the write buffer on its way."""
-        part, count = self._part, self._fill
-        self._part, self._fill = None, 0
-        if part is None:
-            return
-        if not count:
-            self._core.unstage(part)
-            return
-        start = self._start
-        try:
-            if self.append:
-                start = yield from self._reserve(count)
-            chunk = self._extent.layout.chunk_bytes
-            first, last = start // chunk, (start + count - 1) // chunk
-            while self._flying and (
-                len(self._flying) >= DEPTH
-                or any(f.first <= last and first <= f.last for f in self._flying)
-            ):
-                yield from self._land()
-        except BaseException:
-            self._core.unstage(part)
-            raise
-        self._dirty_start = start if self._dirty_start < 0 else min(self._dirty_start, start)
-        self._dirty_end = max(self._dirty_end, start + count)
-        self._unsettled = True
-        source = Part(part.region, part.offset, count)
-        handle = yield Spawn(writing.write_batch(self._core, [(self._extent, start, source)]))
-        self._flying.append(Flying(handle, part, first, last))
+        self._unsettled = self._unsettled or bool(data)
+        yield from self._buffer.add(self.position, data)
+        if not self.append:
+            self.position += len(data)
+            self.length = max(self.length, self.position)
+        return len(data)
 
     def _reserve(self, count: int) -> Operation[int]:
         """Take the next ``count`` bytes at the end of a file that others append to as well."""
@@ -304,54 +198,41 @@ class Stream:
         self.position = reply.offset + count
         return int(reply.offset)
 
-    def _land(self) -> Operation[None]:
-        """Wait for the oldest buffer on its way."""
-        flying = self._flying.popleft()
-        try:
-            results = yield Join(flying.handle)
-        finally:
-            self._core.unstage(flying.part)
-        if isinstance(results[0], Error):
-            raise results[0]
+    def prepare_write(self) -> Operation[None]:
+        """Get out of the way of a write past the buffer (batches)."""
+        yield from self._ahead.forget()
+        yield from self._buffer.drain()
 
-    def drain(self) -> Operation[None]:
-        """Send what is buffered and wait until all of it is on every replica."""
-        failure: Error | None = None
-        try:
-            yield from self._dispatch()
-        except Error as exc:
-            failure = exc
-        while self._flying:
-            try:
-                yield from self._land()
-            except Error as exc:
-                failure = failure or exc
-        if failure is not None:
-            raise failure
+    def wrote(self, start: int, end: int) -> None:
+        """Note bytes that were written past the buffer (batches)."""
+        self._buffer.sent(start, end)
+        self._unsettled = True
+        self.length = max(self.length, end)
 
     # --- what the name space must know
 
     def flush(self) -> Operation[None]:
         """Make what was written visible to every other client, its length included."""
-        yield from self.drain()
+        yield from self._buffer.drain()
         if self._unsettled:
             yield from self._settle()
 
     def sync(self) -> Operation[None]:
         """Make what was written survive the loss of power on all replicas."""
-        yield from self.drain()
-        if self._dirty_start >= 0:
-            extent, start, end = self.extent, self._dirty_start, self._dirty_end
-            yield from writing.sync(self._core, extent, start, end)
+        buffer = self._buffer
+        yield from buffer.drain()
+        if buffer.dirty_start >= 0:
+            start, end = buffer.dirty_start, buffer.dirty_end
+            yield from writing.sync(self._core, self.extent, start, end)
         yield from self._settle(sync=True)
-        self._dirty_start, self._dirty_end = -1, 0
+        buffer.synced()
 
     def _settle(self, sync: bool = False, close: bool = False) -> Operation[None]:
         request = meta_pb2.SettleRequest(
             inode=self.inode.id, epoch=self.inode.epoch, sync=sync, close=close
         )
         if self._unsettled:
-            request.length = self._dirty_end
+            request.length = self._buffer.dirty_end
             request.mtime_ns = self._core.wall_ns()
         inode = yield from self._core.meta("Settle", request)
         self._unsettled = False
@@ -364,7 +245,7 @@ class Stream:
         yield from self._ahead.forget()
         request = meta_pb2.TruncateRequest(inode=self.inode.id, length=length)
         inode = yield from self._core.meta("Truncate", request)
-        self._dirty_end = min(self._dirty_end, length)
+        self._buffer.cut(length)
         self._take(inode)
 
     def refresh(self) -> Operation[None]:
@@ -384,7 +265,7 @@ class Stream:
         self.closed = True
         try:
             yield from self._ahead.forget()
-            yield from self.drain()
+            yield from self._buffer.drain()
         finally:
             self._core.handles.pop(handle, None)
             inode = self.inode.id
@@ -400,59 +281,7 @@ class Stream:
 
     def abandon(self) -> None:
         """Forget what is buffered: it belongs to the process that this one was forked from."""
-        self._part, self._fill = None, 0
-        self._flying.clear()
+        core, reserve = self._core, self._reserve if self.append else None
+        self._buffer = WriteBuffer(core, self._extent, reserve)
+        self._ahead = ReadAhead(core)
         self._unsettled = False
-        self._ahead = ReadAhead(self._core)
-
-
-def open_stream(core: Core, path: Path, mode: str) -> Operation[Stream]:
-    """Open a path as ``open`` does: ``r w a x``, ``+``; "b" and "t" are the face's affair."""
-    kind = mode.replace("b", "").replace("t", "").replace("+", "")
-    if kind not in ("r", "w", "a", "x") or mode.count("+") > 1:
-        raise ValueError(f"invalid mode: {mode!r}")
-    plus = "+" in mode
-    read, write = kind == "r" or plus, kind != "r" or plus
-    if kind == "r":
-        inode = yield from lookup(core, path)
-        _check(core, inode, path, write)
-        if write:
-            inode = yield from with_path(_open(core, inode.id), path)
-    else:
-        request = meta_pb2.CreateRequest(
-            caller=core.caller(),
-            place=place_of(path),
-            mode=0o666 & ~core.identity.umask,
-            exclusive=kind == "x",
-        )
-        inode = yield from with_path(core.meta("Create", request), path)
-        if inode.type != meta_pb2.REGULAR:
-            raise Error(Code.INVALID, "not a regular file", path=os.fsdecode(path))
-        if kind == "w" and inode.length:
-            truncate = meta_pb2.TruncateRequest(caller=core.caller(), inode=inode.id)
-            inode = yield from with_path(core.meta("Truncate", truncate), path)
-    stream = Stream(core, inode, read=read, write=write, append=kind == "a")
-    if kind == "a":
-        stream.position = inode.length
-    return stream
-
-
-def _open(core: Core, inode: int) -> Operation[meta_pb2.Inode]:
-    request = meta_pb2.OpenRequest(caller=core.caller(), inode=inode, write=True)
-    opened: meta_pb2.Inode = yield from core.meta("Open", request)
-    return opened
-
-
-def _check(core: Core, inode: meta_pb2.Inode, path: Path, write: bool) -> None:
-    """Refuse what cannot be opened; the mode bits of a read are checked here, at no trip."""
-    name = os.fsdecode(path)
-    if inode.type == meta_pb2.DIRECTORY:
-        raise Error(Code.IS_DIRECTORY, "is a directory", path=name)
-    if inode.type != meta_pb2.REGULAR:
-        raise Error(Code.INVALID, "not a regular file", path=name)
-    who = core.identity
-    if who.uid == 0 or write:
-        return
-    shift = 6 if who.uid == inode.uid else 3 if inode.gid in (who.gid, *who.groups) else 0
-    if not inode.mode >> shift & 4:
-        raise Error(Code.ACCESS, "permission denied", path=name)

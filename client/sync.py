@@ -18,51 +18,25 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from hillfire.client.actions import Call, Exchange, Join, Operation, Outcome, Pause, Spawn
+from hillfire.client.actions import Exchange, Join, Operation, Pause, Spawn
 from hillfire.client.buffers import DEFAULT_BYTES, Buffers
+from hillfire.client.connections import Connections, manager_endpoint
 from hillfire.client.core import Core, Identity
 from hillfire.client.session import Session
-from hillfire.cluster import Endpoint
-from hillfire.errors import Code, Error
+from hillfire.errors import Error
 from hillfire.proto.wire.base import Part
-from hillfire.proto.wire.blocking import BlockingConnection
-from hillfire.proto.wire.pick import connect_blocking, host_id
+from hillfire.proto.wire.pick import host_id
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_S = 2.0
-MAX_IDLE = 16
-"""Connections kept open to a node while no thread uses them."""
-
-_BROKEN = frozenset({Code.CONNECTION, Code.TIMED_OUT, Code.PROTOCOL})
-"""After these a connection is not used again."""
-
 
 def new_client() -> int:
     """Return a random client id, never 0."""
     return secrets.randbits(63) + 1
-
-
-def manager_endpoint(address: str) -> Endpoint:
-    """Return the endpoint of a manager of which only the address is known.
-
-    Raises:
-        Error: CONFIGURATION if it is not ``host:port``.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise Error(Code.CONFIGURATION, f"address {address!r} is not host:port of a manager")
-    return Endpoint(grpc="", tcp=address, shm="", host="")
-
-
-def allowed(transport: str | None, endpoint: Endpoint) -> str | None:
-    """Return the transport to insist on; a manager known by address only is reached by tcp."""
-    return transport if transport != "shm" or endpoint.shm else None
 
 
 def own_identity() -> Identity:
@@ -95,7 +69,7 @@ class Flight:
             action = operation.send(value)
             while True:
                 if type(action) is Exchange:
-                    self._waiting = (True, shell.begin(action.calls))
+                    self._waiting = (True, shell.wires.begin(action.calls))
                     return
                 if type(action) is Pause:
                     self._waiting = (False, time.monotonic() + action.seconds)
@@ -111,7 +85,7 @@ class Flight:
         while self._operation is not None:
             exchange, waiting = self._waiting
             if exchange:
-                self._step(self._shell.finish(waiting))
+                self._step(self._shell.wires.finish(waiting))
             else:
                 time.sleep(max(0.0, waiting - time.monotonic()))
                 self._step(None)
@@ -161,8 +135,7 @@ class Shell:
         return f"<hillfire client {self.core.client:#x} of {self.address}>"
 
     def _fresh(self) -> None:
-        self._pools: dict[Endpoint, list[BlockingConnection]] = {}
-        self._all: weakref.WeakSet[BlockingConnection] = weakref.WeakSet()
+        self.wires = Connections(self._transport)
         self._lock = threading.Lock()
         self._buffers: Buffers | None = None
         self.core.pool = _LazyPool(self)
@@ -172,8 +145,7 @@ class Shell:
 
     def after_fork(self) -> None:
         """Become a client of one's own in a forked child."""
-        for connection in list(self._all):
-            connection.abandon()
+        self.wires.abandon()
         if self._buffers is not None:
             self._buffers.abandon()
         self.generation += 1
@@ -190,9 +162,9 @@ class Shell:
                 if type(action) is Exchange:
                     calls = action.calls
                     if len(calls) == 1:
-                        action = operation.send([self._single(calls[0])])
+                        action = operation.send([self.wires.single(calls[0])])
                     else:
-                        action = operation.send(self.finish(self.begin(calls)))
+                        action = operation.send(self.wires.exchange(calls))
                 elif type(action) is Pause:
                     time.sleep(action.seconds)
                     action = operation.send(None)
@@ -216,118 +188,7 @@ class Shell:
             return operation.throw(exc)
         return operation.send(value)
 
-    def _single(self, call: Call) -> Outcome:
-        """Do one call: the fast path."""
-        endpoint, request, timeout_s = call
-        try:
-            connection = self._take(endpoint)
-        except Error as exc:
-            return Outcome(b"", exc, True)
-        try:
-            ticket = connection.start(request, timeout_s)
-            body = connection.finish(ticket, timeout_s).body
-        except Error as exc:
-            if exc.code in _BROKEN:
-                self._drop(endpoint, connection, exc)
-            else:
-                self._give(endpoint, connection)
-            return Outcome(b"", exc, True)
-        except BaseException:
-            connection.close()
-            raise
-        verified = connection.kind != "tcp"
-        self._give(endpoint, connection)
-        return Outcome(body, None, verified)
-
-    def begin(self, calls: Sequence[Call]) -> "list[_Started]":
-        """Send several calls; those to one node share a connection."""
-        connections: dict[Endpoint, BlockingConnection | Error] = {}
-        started: list[_Started] = []
-        now = time.monotonic()
-        for endpoint, request, timeout_s in calls:
-            connection = connections.get(endpoint)
-            if connection is None:
-                try:
-                    connection = self._take(endpoint)
-                except Error as exc:
-                    connection = exc
-                connections[endpoint] = connection
-            if isinstance(connection, Error):
-                started.append((endpoint, None, 0, 0.0, connection))
-                continue
-            try:
-                ticket = connection.start(request, timeout_s)
-            except Error as exc:
-                started.append((endpoint, connection, 0, 0.0, exc))
-                continue
-            started.append((endpoint, connection, ticket, now + timeout_s, None))
-        return started
-
-    def finish(self, started: "list[_Started]") -> list[Outcome]:
-        """Wait for the answers of calls that ``begin`` sent."""
-        outcomes: list[Outcome] = []
-        used: dict[int, tuple[Endpoint, BlockingConnection, Error | None]] = {}
-        try:
-            for endpoint, connection, ticket, until, failed in started:
-                if connection is None:
-                    outcomes.append(Outcome(b"", failed, True))
-                    continue
-                broken = used[id(connection)][2] if id(connection) in used else None
-                used[id(connection)] = (endpoint, connection, broken)
-                if failed is None:
-                    try:
-                        # A lost connection still has to account for each of its requests.
-                        reply = connection.finish(ticket, max(0.001, until - time.monotonic()))
-                        outcomes.append(Outcome(reply.body, None, connection.kind != "tcp"))
-                        continue
-                    except Error as exc:
-                        failed = exc
-                if failed.code in _BROKEN:
-                    used[id(connection)] = (endpoint, connection, failed)
-                outcomes.append(Outcome(b"", failed, True))
-        except BaseException:
-            for _, connection, _, _, _ in started:
-                if connection is not None:
-                    connection.close()
-            raise
-        for endpoint, connection, broken in used.values():
-            if broken is None:
-                self._give(endpoint, connection)
-            else:
-                self._drop(endpoint, connection, broken)
-        return outcomes
-
-    # --- connections
-
-    def _take(self, endpoint: Endpoint) -> BlockingConnection:
-        pool = self._pools.get(endpoint)
-        if pool is not None:
-            try:
-                return pool.pop()
-            except IndexError:
-                pass
-        if self._closed:
-            raise Error(Code.INVALID, "this client is closed")
-        transport = allowed(self._transport, endpoint)
-        connection = connect_blocking(endpoint, CONNECT_TIMEOUT_S, transport=transport)
-        self._all.add(connection)
-        return connection
-
-    def _give(self, endpoint: Endpoint, connection: BlockingConnection) -> None:
-        pool = self._pools.get(endpoint)
-        if pool is None:
-            pool = self._pools.setdefault(endpoint, [])
-        if len(pool) < MAX_IDLE and not self._closed:
-            pool.append(connection)
-        else:
-            connection.close()
-
-    def _drop(self, endpoint: Endpoint, connection: BlockingConnection, cause: Error) -> None:
-        """Close a broken connection, and the idle ones to a peer that is gone."""
-        connection.close()
-        if cause.code is Code.CONNECTION:
-            for idle in self._pools.pop(endpoint, []):
-                idle.close()
+    # --- memory
 
     @property
     def buffers(self) -> Buffers:
@@ -362,10 +223,7 @@ class Shell:
             self._beating.join()
             self.run(self.session.end())
         self._closed = True
-        pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            for connection in pool:
-                connection.close()
+        self.wires.close()
         _shells.discard(self)
 
 
@@ -386,8 +244,6 @@ class _LazyPool:
         if shell is not None and part.region.fd >= 0:
             shell.buffers.release(part)
 
-
-_Started = tuple[Endpoint, BlockingConnection | None, int, float, Error | None]
 
 _shells: "weakref.WeakSet[Shell]" = weakref.WeakSet()
 
