@@ -1,6 +1,6 @@
 """The comparison of two chunk lists, each row of its order, and that equal means nothing to do."""
 
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-incomplete-defs
+# mypy: ignore-errors
 
 import pytest
 
