@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_REGION_BYTES, Answer, Handler, Incoming
+from hillfire.proto.wire.eager import start
 from hillfire.proto.wire.frame import Frame, Kind, Parser, Role, check_hello, encode, hello
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.shm import ShmSide
@@ -98,6 +99,7 @@ class Connection:
         self._reading = True
         self._writing = False
         self._greeted = False
+        self._taking = False
         self._ending = False
         self._loop = owner.loop
         self._loop.add_reader(sock, self._readable)
@@ -131,11 +133,14 @@ class Connection:
         """
         more = True
         while more and not self._ending:
+            self._taking = True
             try:
                 more = self._take()
             except Error as exc:
+                self._taking = False
                 self.refuse(exc)
                 return
+            self._taking = False
             if self._out.waiting and not self._ending:
                 self._flush()
             more = more and not self._full()
@@ -218,9 +223,10 @@ class Connection:
             self._requests -= 1
             self._answer(job, answer)
         else:
-            task = self._loop.create_task(self._wait(job, answer))
-            self._owner.tasks.add(task)
-            task.add_done_callback(self._owner.tasks.discard)
+            task = start(self._loop, self._wait(job, answer))
+            if not task.done():
+                self._owner.tasks.add(task)
+                task.add_done_callback(self._owner.tasks.discard)
 
     async def _wait(self, job: _Job, awaitable: Awaitable[Answer]) -> None:
         """Answer once the handler has."""
@@ -232,11 +238,15 @@ class Connection:
             answer = self._failure(job.frame, exc)
         self._requests -= 1
         self._answer(job, answer)
+        if self._taking:
+            return  # it never waited: the answer leaves with those of its neighbours
         if self._ending:
             if not self._requests:
                 self._close()
         elif not self._reading:
-            self._serve()
+            self._loop.call_soon(
+                self._serve
+            )  # there is room again; it may not start tasks from one
         else:
             self._flush()
 
