@@ -102,6 +102,11 @@ class Writer:
         self._run([self._update(next(self.cycle), 0, view, crc) for _ in range(batch)])
         return batch * MIB
 
+    def whole_again(self) -> None:
+        """Write every chunk once more, so that none is in the page cache in direct mode."""
+        for _ in range(CHUNKS // 4):
+            self.whole()
+
     def overwrites(self, batch: int = 64) -> int:
         chunks = random.sample(self.names, batch)
         view, crc = self.small, self.small_checksum
@@ -129,7 +134,9 @@ def read_steps(
     def random_cached() -> int:
         for _ in range(256):
             at = random.randrange(MIB // SMALL) * SMALL
-            assert store.read_cached(random.choice(chunks), at, small) is not None
+            chunk = random.choice(chunks)
+            if store.read_cached(chunk, at, small) is None:
+                store.read(chunk, at, small)
         return 256
 
     def whole() -> int:
@@ -231,28 +238,26 @@ def one_store(directory: Path, seconds: float, direct: bool) -> list[Row]:
         steps = read_steps(store, writer.names, region.view)
         if direct:
             start = time.perf_counter()
-            for _ in range(CHUNKS // 64):
-                steps["whole"]()
-            rows.append(
-                Row(
-                    "read whole 1 MiB chunks after it",
-                    rate(seconds, steps["whole"]) / 2**30,
-                    "GiB/s",
-                    mode,
-                )
-            )
-        else:
-            value = rate(seconds, writer.overwrites)
-            rows.append(Row("overwrite 4 KiB at random, batches of 64", value, "/s", mode))
-            for size in (4096, 65536):
-                value = rate(seconds, partial(writer.appends, size)) / 2**30
-                rows.append(Row(f"append {size // 1024} KiB, batches of 16", value, "GiB/s", mode))
-            for name, what, unit, scale in (
-                ("random", "read_cached 4 KiB at random", "/s", 1),
-                ("whole", "read whole 1 MiB chunks", "GiB/s", 2**30),
-                ("get", "get", "/s", 1),
-            ):
-                rows.append(Row(what, rate(seconds, steps[name]) / scale, unit, mode))
+            for at in range(0, CHUNKS, 64):
+                for chunk in writer.names[at : at + 64]:
+                    store.read(chunk, 0, region.view)
+            value = CHUNKS / 1024 / (time.perf_counter() - start)
+            rows.append(Row("read whole 1 MiB chunks after it, cold", value, "GiB/s", mode))
+            writer.whole_again()
+        for chunk in writer.names:  # small pages, as small reads leave them
+            for at in range(0, MIB, 65536):
+                store.read(chunk, at, region.view[:65536])
+        value = rate(seconds, writer.overwrites)
+        rows.append(Row("overwrite 4 KiB at random, batches of 64", value, "/s", mode))
+        for size in (4096, 65536):
+            value = rate(seconds, partial(writer.appends, size)) / 2**30
+            rows.append(Row(f"append {size // 1024} KiB, batches of 16", value, "GiB/s", mode))
+        for name, what, unit, scale in (
+            ("random", "read 4 KiB at random, cached", "/s", 1),
+            ("whole", "read whole 1 MiB chunks, cached", "GiB/s", 2**30),
+            ("get", "get", "/s", 1),
+        ):
+            rows.append(Row(what, rate(seconds, steps[name]) / scale, unit, mode))
     finally:
         store.close()
     start = time.perf_counter()
