@@ -47,9 +47,9 @@ class Data(Names):
         if before is not None and before.file is not None:
             if truncate:
                 await self.behind.truncate(before.file, 0)
-            elif before.file.error is None:
-                # Written here, and open here: what the metadata service says comes on top.
-                await self.settle(before)
+            # The metadata service cuts only the length that it knows of; and what it answers
+            # to an open comes on top of what was written here.
+            await self.settle(before)
         asked = self.nodes.tick()
         if writable or truncate:
             request = pb.OpenRequest(
