@@ -101,6 +101,13 @@ class Load:
             )
             time.sleep(0.05)
 
+    def wait_until_both_are_on_their_way(self, timeout_s: float) -> None:
+        """Wait for an instant at which a write and a read have begun and not ended."""
+        deadline = time.monotonic() + timeout_s
+        while not (self.written.on_their_way and self.read.on_their_way):
+            assert time.monotonic() < deadline, "nothing is on its way: the kill would test nothing"
+            time.sleep(0.0001)
+
     def wait_for_more(self, n_bytes: int, timeout_s: float) -> None:
         """Wait until as much again was written and read."""
         deadline = time.monotonic() + timeout_s

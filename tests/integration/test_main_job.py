@@ -15,7 +15,7 @@ import subprocess
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from tests.integration.load import RECORD, Load
 
 MIB = 1 << 20
 GIB_FILE = 1024 * MIB
+SYNCED_TRANSACTIONS = 100
 RATE = 50 * MIB
 LONGEST_WAIT_S = 10.0
 """A killed node's chains go on within 3 s; the rest is for a machine that does other things."""
@@ -87,8 +88,12 @@ def files(directory: Path) -> Iterator[Path]:
 
 
 def sums(directory: Path) -> dict[Path, str]:
+    return sums_of(files(directory))
+
+
+def sums_of(paths: Iterable[Path]) -> dict[Path, str]:
     found = {}
-    for path in files(directory):
+    for path in paths:
         with open(path, "rb") as file:
             found[path] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
@@ -140,7 +145,6 @@ def test_the_standard_library_and_a_gigabyte(job: Job) -> None:
         assert file.read(1) == b""
     read_s = time.monotonic() - start
     print(f"\n{count} files; 1 GiB: {1024 / wrote_s:.0f} MiB/s in, {1024 / read_s:.0f} MiB/s out")
-    job.remember(job.mount / "library")
     job.remember(job.mount)
 
 
@@ -183,14 +187,16 @@ def test_git(job: Job) -> None:
 
 
 def test_sqlite_ten_thousand_transactions(job: Job) -> None:
+    """The first ones with SQLite's own defaults, synced four times each; then by its log (WAL)."""
     path = job.mount / "numbers.sqlite"
     database = sqlite3.connect(path, isolation_level=None)
     try:
-        database.execute("PRAGMA journal_mode = PERSIST")
-        database.execute("PRAGMA synchronous = NORMAL")
         database.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY, square INTEGER, text TEXT)")
         database.execute("CREATE INDEX by_square ON numbers (square)")
         for n in range(10_000):
+            if n == SYNCED_TRANSACTIONS:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = NORMAL")
             database.execute("BEGIN IMMEDIATE")
             database.execute("INSERT INTO numbers VALUES (?, ?, ?)", (n, n * n, "x" * (n % 100)))
             database.execute("COMMIT")
@@ -206,7 +212,7 @@ def test_sqlite_ten_thousand_transactions(job: Job) -> None:
         )
     finally:
         database.close()
-    job.remember(job.mount)
+    job.sums.update(sums_of([path]))
 
 
 def test_a_c_program_is_built_with_make(job: Job) -> None:
@@ -304,15 +310,15 @@ def test_each_storage_node_is_killed_while_records_are_written_and_read(job: Job
             before = load.written.longest_s, load.read.longest_s
             load.written.longest_s = load.read.longest_s = 0.0
             pid = job.cluster.pid(name)
-            rates = load.written.rate() / RECORD, load.read.rate() / RECORD
-            on_their_way = load.written.on_their_way, load.read.on_their_way
+            load.wait_until_both_are_on_their_way(timeout_s=5)
             os.kill(pid, signal.SIGKILL)
-            assert min(rates) >= RATE / RECORD, f"too little was on its way: {rates} MiB/s"
+            rates = load.written.rate() / RECORD, load.read.rate() / RECORD
             load.wait_for_more(64 * RECORD, timeout_s=30)
+            assert min(rates) >= RATE / RECORD * 0.9, f"too little was on its way: {rates} MiB/s"
             print(
                 f"\n{name} killed at {rates[0]:.0f} MiB/s written, {rates[1]:.0f} read, "
-                f"{on_their_way} calls on their way: the longest write took "
-                f"{load.written.longest_s:.2f} s, read {load.read.longest_s:.2f} s "
+                f"a call of each on its way: the longest write took {load.written.longest_s:.2f} "
+                f"s, read {load.read.longest_s:.2f} s "
                 f"(before: {before[0]:.2f}, {before[1]:.2f})"
             )
             assert max(load.written.longest_s, load.read.longest_s) < LONGEST_WAIT_S
