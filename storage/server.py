@@ -43,6 +43,8 @@ class StorageServer:
         self._wire: WireServer | None = None
         self._grpc: GrpcServer | None = None
         self._membership: Membership | None = None
+        self.failed = asyncio.Event()
+        """set when the manager has expelled this process, which then has to end"""
         self._starting: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failed = asyncio.Event()

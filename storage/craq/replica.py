@@ -230,8 +230,9 @@ class Replica:
             line.append(operation)
         elif not self._lock(operation):
             return
-        if operation.tag.client != INTERNAL and not operation.forwarded:
-            self.channels.flying[operation.tag] = operation
+        if operation.tag.client != INTERNAL:
+            # Forwarded ones too: their client asks here when this target becomes the head.
+            self.channels.flying.setdefault(operation.tag, operation)
 
     def _lock(self, operation: Operation) -> bool:
         """Begin an operation whose chunk is free; False if it was answered instead."""
@@ -260,6 +261,11 @@ class Replica:
         committed = meta.version if meta is not None else 0
         if operation.forwarded:
             return self._admit_forward(operation, meta, committed)
+        # Rule 5, again: the update may have been committed by another road meanwhile.
+        last = self.channels.last(operation.tag)
+        tag = operation.tag
+        if last is not None and tag.client != INTERNAL and tag.sequence <= last[0]:
+            return last[1] if tag.sequence == last[0] else Outcome(Code.STALE)
         # Truncate and remove touch older epochs only; a write of an older epoch came too late.
         if meta is not None and meta.epoch > operation.epoch:
             return Outcome(Code.STALE_EPOCH, meta.version, meta.length, meta.checksum)

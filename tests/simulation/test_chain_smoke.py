@@ -454,7 +454,7 @@ class Client:
                 answer(None)
 
         self.world.later(0.05, arrive)
-        self.world.later(3, lambda: answer(None))
+        self.world.later(self.world.random.choice((0.3, 3)), lambda: answer(None))
 
     def write(self, item, began):
         world = self.world
@@ -481,7 +481,8 @@ class Client:
             else:
                 if outcomes is not None:
                     assert Error(Code(outcomes[0].code)).retry, Code(outcomes[0].code)
-                world.later(0.3, lambda: self.write(item, began))
+                again = world.random.choice((0.01, 0.1, 0.4))
+                world.later(again, lambda: self.write(item, began))
 
         view = [memoryview(payload)]
         self.send(target, lambda done: target.serve([request], view, done), answered)

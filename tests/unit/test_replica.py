@@ -339,6 +339,29 @@ def test_rule_5_the_table_is_restored_and_followers_fill_it():
     assert talk.write((A, 8), version=3) == [("prepare", [(A, 2)])]
 
 
+def test_rule_5_a_retry_at_a_new_head_joins_what_the_old_one_forwarded():
+    talk = middle()
+    talk.forward((A, 1, 8))
+    talk.prepared(A)
+    assert talk.chain(3, (2, S), (3, S), (1, OFF)) == [("forward", 3, 3, [(A, 1, 2)])]
+    assert talk.write((A, 8), version=3) == []
+    talk.answered(A)
+    assert talk.committed(A)[0] == ("reply", [(1, 0, Code.OK, 1), (2, 0, Code.OK, 1)])
+    assert not talk.replica.holders
+
+
+def test_rule_5_is_looked_at_again_once_the_lock_is_held():
+    talk = head()
+    talk.write((A, 4, 0))
+    talk.write((A, 6, 1), (A, 5, 1))  # the channel's later update overtakes its earlier one
+    talk.prepared(A)
+    talk.answered(A)
+    talk.committed(A)
+    talk.prepared(A)
+    talk.answered(A)
+    assert talk.committed(A)[0] == ("reply", [(2, 0, Code.OK, 2), (2, 1, Code.STALE, 0)])
+
+
 def test_rule_6_a_new_tail_commits_what_is_pending():
     talk = middle()
     talk.forward((A, 1))
