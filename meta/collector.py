@@ -33,8 +33,11 @@ BATCH = 64
 """Orphans, intents or sessions worked on at once."""
 SCAN = 2000
 """Records read or removed before others get their turn."""
-STORAGE_TIMEOUT_S = 30.0
-RETENTION_S = 180.0
+STORAGE_TIMEOUT_S = 10.0
+"""Until storage has done one thing; then it is left to the next pass."""
+PRUNE_EVERY_NS = 5 * NS_PER_S
+LAST_CLIENT = (1 << 64) - 1
+RETENTION_NS = 180 * NS_PER_S
 """How long answers are kept: three times the 60 s after which clients stop trying again."""
 
 
@@ -59,8 +62,12 @@ class Collector:
         self._lease_valid = lease_valid
         self._pause_s = min(MAX_PAUSE_S, clients.lease_ms / 1000 / 8)
         self._strangers = True
+        """clients that were not heard of since the start may have something open"""
+        self._first_orphan = 0
+        """no orphan is older: what was removed before it is not walked over again"""
+        self._prune_at_ns = 0
         self._pruned: dict[int, int] = {}
-        """by client, up to which request its answers are gone"""
+        """by client, the first request whose answer may still be there"""
 
     async def run(self) -> None:
         """Make passes until cancelled."""
@@ -80,16 +87,29 @@ class Collector:
             before_s = loop.time()
 
     async def once(self) -> None:
-        """Make one pass."""
-        await self._finish_truncates()
-        await self._end_sessions()
-        if not self._clients.in_grace:
-            await self._collect()
-        await self._prune(self._host.now_ns() - int(RETENTION_S * NS_PER_S))
+        """Make one pass: every step, whatever became of the one before.
+
+        Raises:
+            Error: the first failure, once the pass is over; what failed is tried in the next one.
+        """
+        failure: Error | None = None
+        for step in (self._finish_truncates, self._end_sessions, self._collect, self._prune):
+            try:
+                await step()
+            except Error as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     async def _finish_truncates(self) -> None:
         """Finish what a crash or a deadline left; what requests are at is waited for."""
-        left = {intent.inode: intent for intent in self._truncates.some(BATCH)}
+        if not self._truncates.left:
+            return
+        self._truncates.left = False
+        found = self._truncates.some(SCAN)
+        if len(found) == SCAN:
+            self._truncates.left = True
+        left = {intent.inode: intent for intent in found}
         await _all(
             self._truncates.finish(Inode(id=i, epoch=intent.epoch), STORAGE_TIMEOUT_S)
             for i, intent in left.items()
@@ -141,24 +161,34 @@ class Collector:
 
     async def _collect(self) -> None:
         """Remove the orphans that nobody has open and every live client was told of."""
-        while True:
-            batch = transact(self._engine, self._ripe)
-            if not batch:
-                return
-            await _all(self._remove(*each) for each in batch)
+        if self._clients.in_grace:
+            return
+        failure: Error | None = None
+        after = self._first_orphan - 1
+        while batch := transact(self._engine, partial(self._ripe, after=after)):
+            try:
+                await _all(self._remove(*each) for each in batch)
+            except Error as error:  # of one chain, perhaps: the others' orphans go on
+                failure = failure or error
+            after = batch[-1][0]
+        if failure is not None:
+            raise failure
 
-    def _ripe(self, txn: Transaction) -> list[tuple[int, int]]:
-        """Return (sequence, inode) of some orphans that may go."""
+    def _ripe(self, txn: Transaction, after: int) -> list[tuple[int, int]]:
+        """Return (sequence, inode) of some orphans behind ``after`` that may go."""
         newest = self._clients.acknowledged(newest_orphan(txn))
-        ripe: list[tuple[int, int]] = []
         end = keys.orphan_key(newest + 1)
-        for pair in txn.snapshot_range(keys.ORPHANS[0], end, limit=SCAN):
-            sequence, inode = keys.split_orphan(*pair)
-            if not txn.snapshot_range(*keys.session_range(inode), limit=1):
-                ripe.append((sequence, inode))
-                if len(ripe) == BATCH:
-                    break
-        return ripe
+        ripe: list[tuple[int, int]] = []
+        begin = keys.orphan_key(after + 1)
+        while len(ripe) < BATCH and (page := txn.snapshot_range(begin, end, limit=SCAN)):
+            orphans = [keys.split_orphan(*pair) for pair in page]
+            if after < self._first_orphan:
+                self._first_orphan = after = orphans[0][0]
+            ripe += [each for each in orphans if not _is_open(txn, each[1])]
+            begin = page[-1][0] + b"\0"
+        if after < self._first_orphan:
+            self._first_orphan = max(self._first_orphan, newest + 1)  # there are none up to there
+        return ripe[:BATCH]
 
     async def _remove(self, sequence: int, number: int) -> None:
         """Remove one orphan's chunks, then the orphan."""
@@ -182,31 +212,46 @@ class Collector:
             intents.forget(txn, intent)
         erase(txn, number)
 
-    async def _prune(self, before_ns: int) -> None:
-        """Forget answers older than ``before_ns``. Requests of a client grow, so old ones lead."""
-        client = 0
-        while client < 1 << 64:
-            first = keys.reply_key(client, self._pruned.get(client, 0))
-            found = self._page(first, keys.REPLIES[1], 1)
-            if not found:
-                return
-            client = keys.split_reply_key(found[0][0])[0]
-            await self._prune_client(client, before_ns)
-            client += 1
+    async def _prune(self) -> None:
+        """Forget answers whose time is over. A client's requests grow, so its old ones lead.
+
+        Each known client is looked at from where the last pass stopped, and the gaps between them
+        for new ones: what was removed is not walked over again.
+        """
+        now_ns = self._host.now_ns()
+        if now_ns < self._prune_at_ns:
+            return
+        self._prune_at_ns = now_ns + PRUNE_EVERY_NS
+        before_ns = now_ns - RETENTION_NS
+        begin = 0
+        for client in [*sorted(self._pruned), LAST_CLIENT + 1]:
+            while begin < client:
+                end = keys.reply_key(client - 1, LAST_CLIENT) + b"\0"
+                found = self._page(keys.reply_key(begin, 0), end, 1)
+                if not found:
+                    break
+                new = keys.split_reply_key(found[0][0])[0]
+                await self._prune_client(new, before_ns)
+                begin = new + 1
+            if client <= LAST_CLIENT:
+                await self._prune_client(client, before_ns)
+            begin = client + 1
 
     async def _prune_client(self, client: int, before_ns: int) -> None:
-        end = keys.reply_key(client, (1 << 64) - 1) + b"\0"
+        end = keys.reply_key(client, LAST_CLIENT) + b"\0"
+        limit = 1
         while True:
-            first = keys.reply_key(client, self._pruned.get(client, 0))
-            page = self._page(first, end, SCAN)
+            first = keys.reply_key(client, self._pruned.setdefault(client, 0))
+            page = self._page(first, end, limit)
             old = [key for key, value in page if kept_at_ns(value) < before_ns]
             if not old:
-                if not page:
-                    self._pruned.pop(client, None)
-                return
-            transact(self._engine, partial(_clear, keys_=old))
+                break
+            transact(self._engine, partial(_clear, doomed=old))
             self._pruned[client] = keys.split_reply_key(old[-1])[1] + 1
+            limit = SCAN
             await asyncio.sleep(0)
+        if not page and not self._clients.alive(client):
+            del self._pruned[client]
 
     async def _count(self) -> None:
         """Count the inodes, unless the last process left their number when it stopped."""
@@ -242,8 +287,12 @@ def _take_count(txn: Transaction) -> int | None:
     return keys.read_number(raw)
 
 
-def _clear(txn: Transaction, keys_: Iterable[bytes]) -> None:
-    for key in keys_:
+def _is_open(txn: Transaction, inode: int) -> bool:
+    return bool(txn.snapshot_range(*keys.session_range(inode), limit=1))
+
+
+def _clear(txn: Transaction, doomed: Iterable[bytes]) -> None:
+    for key in doomed:
         txn.clear(key)
 
 

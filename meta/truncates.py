@@ -23,6 +23,8 @@ class Truncates:
         self._storage = storage
         self._locks: dict[int, tuple[asyncio.Lock, int]] = {}
         """by inode, with how many use it"""
+        self.left = True
+        """some may be recorded that no request is at: after a start, and after a failure"""
 
     def pending(self, inode: int) -> list[Intent]:
         """Return what is left to do for an inode."""
@@ -46,6 +48,9 @@ class Truncates:
                     if intent.epoch <= inode.epoch:
                         await self._storage.truncate(intent, timeout_s)
                         transact(self._engine, partial(intents.forget, intent=intent))
+        except BaseException:
+            self.left = True
+            raise
         finally:
             users = self._locks[inode.id][1]
             if users == 1:

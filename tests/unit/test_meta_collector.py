@@ -70,6 +70,24 @@ def test_an_orphan_that_storage_keeps_is_tried_again() -> None:
         assert gone(w, inode.id)
 
 
+def test_one_chain_that_is_away_holds_up_only_its_own() -> None:
+    with world() as w:
+        past_grace(w)
+        stuck = [settled_file(w, b"stuck%d" % number) for number in range(100)]
+        for number in range(100):
+            w.unlink(b"stuck%d" % number)
+        free = w.create(b"free")
+        w.unlink(b"free")
+        w.storage.failure = Error(Code.UNAVAILABLE)
+        with fails(Code.UNAVAILABLE):
+            w.collect()
+        assert gone(w, free.id)
+        assert not any(gone(w, inode.id) for inode in stuck)
+        w.storage.failure = None
+        w.collect()
+        assert all(gone(w, inode.id) for inode in stuck)
+
+
 def test_a_hold_keeps_it_until_the_last_close() -> None:
     with world() as w:
         w.session(5)

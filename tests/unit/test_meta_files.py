@@ -116,7 +116,8 @@ def test_settle_only_grows_and_ignores_older_epochs() -> None:
         with fails(Code.STALE):
             w.settle(999)
         with fails(Code.INVALID):
-            w.settle(1)
+            w.settle(1, length=1)
+        assert w.settle(1, sync=True) == w.stat(1), "a directory's fsync"
 
 
 @pytest.mark.parametrize("kind", KINDS)
