@@ -10,7 +10,9 @@ import threading
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
-from hillfire.proto.wire.calls import Calls, ShmCalls, TcpCalls
+from hillfire.proto.wire.calls import Calls
+from hillfire.proto.wire.calls_shm import ShmCalls
+from hillfire.proto.wire.calls_tcp import TcpCalls
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
 from hillfire.proto.wire.outgoing import Outgoing
 

@@ -14,7 +14,9 @@ from struct import Struct
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
-from hillfire.proto.wire.calls import Call, Calls, ShmCalls, TcpCalls
+from hillfire.proto.wire.calls import Call, Calls
+from hillfire.proto.wire.calls_shm import ShmCalls
+from hillfire.proto.wire.calls_tcp import TcpCalls
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
 from hillfire.proto.wire.outgoing import Outgoing
 

@@ -5,8 +5,7 @@ that is given up while its server may still be at work leaves its parts in quara
 answer arrives or the connection has ended at the server's side.
 """
 
-import os
-from collections import deque
+import abc
 from collections.abc import Callable, Sequence
 
 from hillfire.errors import Code, Error
@@ -20,16 +19,13 @@ from hillfire.proto.wire.base import (
 )
 from hillfire.proto.wire.frame import (
     FILLED,
-    PART,
-    REGISTER,
-    UNREGISTER,
     Frame,
     Kind,
     encode,
     milliseconds,
 )
 from hillfire.proto.wire.outgoing import Buffer, Outgoing
-from hillfire.proto.wire.staging import Loan, Staging
+from hillfire.proto.wire.staging import Loan
 from hillfire.region import Quarantine, Region
 from hillfire.types import ByteRange
 
@@ -55,7 +51,7 @@ class Call:
         self.held: list[tuple[Region, Quarantine]] = []
 
 
-class Calls:
+class Calls(abc.ABC):
     """The outstanding requests of one connection; a transport says how parts travel."""
 
     kind: str
@@ -119,11 +115,11 @@ class Calls:
             for position, (region, offset, length) in enumerate(parts):
                 region.check(offset, length, landing=position >= sources)
 
+    @abc.abstractmethod
     def pack(
         self, request: Request, parts: Sequence[Part], out: Outgoing
     ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
         """Return the table and the data of a request, and staging memory that it uses."""
-        raise NotImplementedError
 
     def place(self, frame: Frame) -> Sequence[memoryview]:
         """Return where an answer's data belongs.
@@ -225,142 +221,3 @@ def _failure(frame: Frame) -> Error:
         return Error(Code(frame.method), text)
     except ValueError:
         return Error(Code.INTERNAL, f"error {frame.method} of a newer server: {text}")
-
-
-class TcpCalls(Calls):
-    """Over tcp: sources leave behind the frame, destinations are received into directly."""
-
-    kind = "tcp"
-
-    def pack(
-        self, request: Request, parts: Sequence[Part], out: Outgoing
-    ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
-        """Return lengths as the table and the sources' own memory, neighbours as one."""
-        pack = PART.pack
-        table = b"".join([pack(0, 0, part.length) for part in parts])
-        return table, _merge(request.sources), None
-
-    def place(self, frame: Frame) -> Sequence[memoryview]:
-        """Return the destinations that an answer fills."""
-        call = self.pending.get(frame.request)
-        if frame.kind != Kind.RESPONSE or call is None:
-            raise Error(Code.PROTOCOL, "data that was not asked for")
-        if call.given_up:
-            return _scrap(frame.data_bytes)
-        destinations = call.request.destinations
-        if frame.sources or frame.destinations != len(destinations):
-            raise Error(Code.PROTOCOL, "an answer with other parts than its request")
-        filled = []
-        total = 0
-        for (region, offset, length), (count,) in zip(
-            destinations, FILLED.iter_unpack(frame.table), strict=True
-        ):
-            if count > length:
-                raise Error(Code.PROTOCOL, f"{count} bytes for a destination of {length}")
-            total += count
-            filled.append(Part(region, offset, count))
-        if total != frame.data_bytes:
-            raise Error(Code.PROTOCOL, "an answer's parts do not add up to its data")
-        return _merge(filled)
-
-
-_SCRAP = memoryview(bytearray(64 * 1024))
-
-
-def _scrap(n_bytes: int) -> list[memoryview]:
-    """Return memory that nobody reads, again and again the same."""
-    whole, rest = divmod(n_bytes, len(_SCRAP))
-    return [_SCRAP] * whole + [_SCRAP[:rest]]
-
-
-def _merge(parts: Sequence[Part]) -> list[memoryview]:
-    """Return the views of parts, neighbours in a region as one."""
-    views = []
-    last: Region | None = None
-    start = stop = 0
-    for region, offset, length in parts:
-        if region is last and offset == stop:
-            stop += length
-            continue
-        if last is not None and stop > start:
-            views.append(last.view[start:stop])
-        last, start, stop = region, offset, offset + length
-    if last is not None and stop > start:
-        views.append(last.view[start:stop])
-    return views
-
-
-class ShmCalls(Calls):
-    """Over shm: memfd regions are registered at first use; foreign parts pass through staging."""
-
-    kind = "shm"
-
-    def __init__(self) -> None:
-        """Begin with no region registered."""
-        super().__init__()
-        self._registered: set[int] = set()
-        self._gone: deque[int] = deque()
-        self._staging = Staging()
-
-    def pack(
-        self, request: Request, parts: Sequence[Part], out: Outgoing
-    ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
-        """Return the addresses of the parts; register regions that the server does not know."""
-        while self._gone:
-            self._unregister(self._gone.popleft(), out)
-        registered = self._registered
-        records = []
-        foreign = None
-        for position, (region, offset, length) in enumerate(parts):
-            if region.id not in registered:
-                if region.fd < 0:
-                    foreign = [] if foreign is None else foreign
-                    foreign.append((position, length))
-                    records.append(b"")
-                    continue
-                self._register(region, out)
-            records.append(PART.pack(region.id, offset, length))
-        if foreign is None:
-            return b"".join(records), (), None
-        return self._stage(request, parts, foreign, records, out)
-
-    def _stage(
-        self,
-        request: Request,
-        parts: Sequence[Part],
-        foreign: list[tuple[int, int]],
-        records: list[bytes],
-        out: Outgoing,
-    ) -> tuple[bytes, Sequence[Buffer], Loan]:
-        """Give foreign parts a place in memory that the server can map; copy sources there."""
-        loan = self._staging.lend(foreign)
-        if loan.region.id not in self._registered:
-            self._register(loan.region, out)
-        for position, length in foreign:
-            records[position] = PART.pack(loan.region.id, loan.offsets[position], length)
-            if position < len(request.sources):
-                region, offset, _ = parts[position]
-                loan.views[position][:] = region.view[offset : offset + length]
-        return b"".join(records), (), loan
-
-    def _register(self, region: Region, out: Outgoing) -> None:
-        """Send a region's descriptor ahead of the first request that uses it."""
-        frame = encode(Kind.REGISTER, body=REGISTER.pack(region.id, region.size))
-        out.put([frame], fd=os.dup(region.fd))
-        self._registered.add(region.id)
-        region.on_close(self._gone.append)
-
-    def _unregister(self, region: int, out: Outgoing) -> None:
-        """Let the server unmap a region that has ended here."""
-        out.put([encode(Kind.UNREGISTER, body=UNREGISTER.pack(region))])
-        self._registered.discard(region)
-
-    def ended(self) -> list[Call]:
-        """Release everything, the staging memory too."""
-        calls = super().ended()
-        self._staging.close()
-        return calls
-
-    def touches(self, region: Region) -> bool:
-        """Tell whether the server maps the region: a foreign one it never sees."""
-        return region.fd >= 0

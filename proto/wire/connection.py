@@ -13,13 +13,13 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_REGION_BYTES, Answer, Handler, Incoming
+from hillfire.proto.wire.base import MAX_BODY_BYTES, Answer, Handler, Incoming
 from hillfire.proto.wire.eager import start
 from hillfire.proto.wire.frame import Frame, Kind, Parser, Role, check_hello, encode, hello
+from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.shm import ShmSide
 from hillfire.proto.wire.tcp import Kept, TcpSide
@@ -30,25 +30,6 @@ MAX_WAITING = 8192
 """Buffers of answers that a client does not take."""
 MAX_MESSAGE_BYTES = 4096
 """Of an error's text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client may use of a server."""
-
-    requests: int = 256
-    """in flight on a connection"""
-    in_flight_bytes: int = 128 * 1024 * 1024
-    """of bodies and data of the requests in flight on a connection"""
-    regions: int = 512
-    """registered on a connection"""
-    region_bytes: int = MAX_REGION_BYTES
-    total_bytes: int = 1024 * 1024 * 1024
-    """of all connections' requests in flight; beyond it each connection may have one"""
-    connections: int = 4096
-    """of the whole server"""
-    hello_s: float = 10.0
-    """until a new connection has said hello"""
 
 
 def error_answer(code: Code, message: str) -> Answer:

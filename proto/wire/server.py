@@ -11,7 +11,8 @@ from pathlib import Path
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.address import bind_unix, split_address
 from hillfire.proto.wire.base import Handler
-from hillfire.proto.wire.connection import Connection, Limits
+from hillfire.proto.wire.connection import Connection
+from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.shm import ShmSide, peer_of
 from hillfire.proto.wire.tcp import BufferPool, TcpSide, tune
 

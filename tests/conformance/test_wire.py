@@ -3,6 +3,7 @@
 Budget: 60 s.
 """
 
+import asyncio
 import itertools
 import json
 import os
@@ -11,14 +12,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_PARTS, Part, Request
+from hillfire.proto.wire.base import (
+    MAX_BODY_BYTES,
+    MAX_DATA_BYTES,
+    MAX_PARTS,
+    Answer,
+    Incoming,
+    Part,
+    Request,
+)
 from hillfire.proto.wire.blocking import BlockingConnection
-from hillfire.proto.wire.pick import connect_blocking
+from hillfire.proto.wire.pick import connect_async, connect_blocking
+from hillfire.proto.wire.server import WireServer
 from hillfire.region import Region
 from tests.conformance.wire_child import (
     BAD,
@@ -438,6 +449,68 @@ def test_a_forked_child_leaves_its_parents_connection_alone(face: Face, server: 
     assert face.request(Request(ECHO, b"mine")).body == b"mine"
     server.ask(RELEASE)
     until(lambda: bool(face.request(Request(ECHO, b""))) and free(region, 0, 1), "released")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_server_that_stops_lets_go_before_it_closes(
+    tmp_path: Path, transport: str, patient: bool
+) -> None:
+    async def main() -> None:
+        begun, gate = asyncio.Event(), asyncio.Event()
+        over: list[str] = []
+
+        async def handle(incoming: Incoming) -> Answer:
+            begun.set()
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                await asyncio.sleep(SHORT_S)  # a thread that takes its time
+                raise
+            finally:
+                over.append("handler")
+            return Answer()
+
+        server = WireServer(handle, tcp="127.0.0.1:0", shm=str(tmp_path / "wire.sock"))
+        await server.start()
+        endpoint = Endpoint("", server.tcp_address, server.shm_path, "")
+        connection = await connect_async(endpoint, TIMEOUT_S, transport=transport)
+        region = Region.allocate(4096)
+        asked = asyncio.ensure_future(
+            connection.request(Request(HOLD, b"", (), [Part(region, 0, 1)]), TIMEOUT_S)
+        )
+        asked.add_done_callback(lambda _: over.append("client"))
+        await begun.wait()
+        stopping = asyncio.ensure_future(server.stop(TIMEOUT_S if patient else 0.001))
+        if patient:
+            gate.set()
+            await asked
+        else:
+            with pytest.raises(Error) as caught:
+                await asked
+            assert caught.value.code is Code.CONNECTION
+        await stopping
+        assert over == ["handler", "client"]
+        assert not (tmp_path / "wire.sock").exists()
+        with pytest.raises(Error):
+            await connect_async(endpoint, TIMEOUT_S, transport=transport)
+        connection.close()
+
+    asyncio.run(main())
+
+
+def test_an_address_that_is_taken_is_named(server: Server, tmp_path: Path) -> None:
+    async def main() -> None:
+        taken = WireServer(lambda _: Answer(), tcp=server.endpoint.tcp, shm=None)
+        with pytest.raises(Error, match=server.endpoint.tcp) as caught:
+            await taken.start()
+        assert caught.value.code is Code.CONFIGURATION
+        for tcp, shm in (("nonsense", None), (None, str(tmp_path / "no" / "folder"))):
+            with pytest.raises(Error) as caught:
+                await WireServer(lambda _: Answer(), tcp=tcp, shm=shm).start()
+            assert caught.value.code is Code.CONFIGURATION
+
+    asyncio.run(main())
 
 
 def test_nobody_there(server: Server) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Answer, Incoming
-from hillfire.proto.wire.connection import Limits
+from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.server import WireServer
 
 ECHO, FILL, JOIN, HOLD, RELEASE, FAIL, CRASH, HALF, STATE, SLOW_ECHO, BAD = range(1, 12)

@@ -1,0 +1,74 @@
+"""What a client does differently over tcp: data travels behind the frames."""
+
+from collections.abc import Sequence
+
+from hillfire.errors import Code, Error
+from hillfire.proto.wire.base import Part, Request
+from hillfire.proto.wire.calls import Calls
+from hillfire.proto.wire.frame import FILLED, PART, Frame, Kind
+from hillfire.proto.wire.outgoing import Buffer, Outgoing
+from hillfire.proto.wire.staging import Loan
+from hillfire.region import Region
+
+
+class TcpCalls(Calls):
+    """Over tcp: sources leave behind the frame, destinations are received into directly."""
+
+    kind = "tcp"
+
+    def pack(
+        self, request: Request, parts: Sequence[Part], out: Outgoing
+    ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
+        """Return lengths as the table and the sources' own memory, neighbours as one."""
+        pack = PART.pack
+        table = b"".join([pack(0, 0, part.length) for part in parts])
+        return table, _merge(request.sources), None
+
+    def place(self, frame: Frame) -> Sequence[memoryview]:
+        """Return the destinations that an answer fills."""
+        call = self.pending.get(frame.request)
+        if frame.kind != Kind.RESPONSE or call is None:
+            raise Error(Code.PROTOCOL, "data that was not asked for")
+        if call.given_up:
+            return _scrap(frame.data_bytes)
+        destinations = call.request.destinations
+        if frame.sources or frame.destinations != len(destinations):
+            raise Error(Code.PROTOCOL, "an answer with other parts than its request")
+        filled = []
+        total = 0
+        for (region, offset, length), (count,) in zip(
+            destinations, FILLED.iter_unpack(frame.table), strict=True
+        ):
+            if count > length:
+                raise Error(Code.PROTOCOL, f"{count} bytes for a destination of {length}")
+            total += count
+            filled.append(Part(region, offset, count))
+        if total != frame.data_bytes:
+            raise Error(Code.PROTOCOL, "an answer's parts do not add up to its data")
+        return _merge(filled)
+
+
+_SCRAP = memoryview(bytearray(64 * 1024))
+
+
+def _scrap(n_bytes: int) -> list[memoryview]:
+    """Return memory that nobody reads, again and again the same."""
+    whole, rest = divmod(n_bytes, len(_SCRAP))
+    return [_SCRAP] * whole + [_SCRAP[:rest]]
+
+
+def _merge(parts: Sequence[Part]) -> list[memoryview]:
+    """Return the views of parts, neighbours in a region as one."""
+    views = []
+    last: Region | None = None
+    start = stop = 0
+    for region, offset, length in parts:
+        if region is last and offset == stop:
+            stop += length
+            continue
+        if last is not None and stop > start:
+            views.append(last.view[start:stop])
+        last, start, stop = region, offset, offset + length
+    if last is not None and stop > start:
+        views.append(last.view[start:stop])
+    return views
