@@ -55,6 +55,7 @@ def write(
     owners: list[Stream] = []
     streams: dict[Open, Stream] = {}
     bad: dict[int, Error] = {}
+    append, new = entries.append, tuple.__new__
     for number, (file, offset, place, length) in enumerate(writes):
         stream = streams.get(file)
         if stream is None:
@@ -67,12 +68,16 @@ def write(
                 bad[number] = _as_error(exc)
                 continue
             streams[file] = stream
-        entries.append((stream.extent, offset, Part(region, place, length)))
+        append((stream.extent, offset, new(Part, (region, place, length))))
         owners.append(stream)
     results = yield from writing.write_batch(core, entries)
+    spans: dict[Stream, tuple[int, int]] = {}
     for stream, (_, offset, _), result in zip(owners, entries, results, strict=True):
-        if not isinstance(result, Error) and result:
-            stream.wrote(offset, offset + result)
+        if type(result) is int and result:
+            start, end = spans.get(stream, (offset, offset))
+            spans[stream] = (min(start, offset), max(end, offset + result))
+    for stream, (start, end) in spans.items():
+        stream.wrote(start, end)
     return _merge(results, bad, len(writes))
 
 

@@ -235,17 +235,30 @@ def choose_again(line: Line, avoid: Iterable[int], tail: bool, turn: int) -> Rep
     return good[turn % len(good)]
 
 
-def first_of_each_chunk(todo: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+def without_overlap(todo: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     """Part writes into those that may go now and those that wait for an earlier one's answer.
 
-    Updates of one chunk that depend on order must not be outstanding together.
+    Updates that touch a byte in common must not be on their way together: one that is sent again
+    would undo a later one. Others of a chunk may: its head takes them in line.
     """
-    seen: set[bytes] = set()
+    ends: dict[bytes, int] = {}
+    seen: dict[bytes, list[tuple[int, int]]] = {}
     now: list[Piece] = []
     later: list[Piece] = []
     for piece in todo:
-        (later if piece.chunk in seen else now).append(piece)
-        seen.add(piece.chunk)
+        _, chunk, _, start, part = piece
+        end = start + part[2]
+        last = ends.get(chunk)
+        if last is None:
+            ends[chunk] = end
+            seen[chunk] = [(start, end)]
+            now.append(piece)
+            continue
+        spans = seen[chunk]
+        clash = start < last and any(s < end and start < e for s, e in spans)
+        (later if clash else now).append(piece)
+        spans.append((start, end))
+        ends[chunk] = max(last, end)
     return now, later
 
 

@@ -1,7 +1,7 @@
 """Chunk writes and their durability: a batch of (extent, offset, part), one count or error each.
 
 Every piece becomes one update with one tag, which stays the same however often it is sent. Pieces
-of one chunk go one after another, in the order of the batch.
+that overlap go one after another, in the order of the batch.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def write_batch(
     work.extents = [entry[0] for entry in entries]
     waiting = plan.split(entries, results, Part, reading=False)
     while waiting:
-        now_, waiting = plan.first_of_each_chunk(waiting)
+        now_, waiting = plan.without_overlap(waiting)
         yield from _write(work, now_)
         waiting = [p for p in waiting if not isinstance(results[p.item], Error)]
     return results

@@ -79,11 +79,27 @@ def test_suspects_are_asked_only_if_nobody_else_serves() -> None:
     assert all(len(line.turns) == 3 for line in lines.values())
 
 
-def test_updates_of_one_chunk_wait_for_each_other() -> None:
-    region = Region.wrap(bytearray(4096))
-    made = [plan.Piece(i, bytes([i % 3]), 1, 0, Part(region, 0, 1)) for i in range(7)]
-    now, later = plan.first_of_each_chunk(made)
-    assert [p.item for p in now] == [0, 1, 2] and [p.item for p in later] == [3, 4, 5, 6]
+def test_updates_that_overlap_wait_for_each_other() -> None:
+    region, chance = Region.wrap(bytearray(4096)), random.Random(3)
+    made = [
+        plan.Piece(i, bytes([chance.randrange(3)]), 1, chance.randrange(200), Part(region, 0, 20))
+        for i in range(100)
+    ]
+    order: list[plan.Piece] = []
+    waiting = made
+    while waiting:
+        now, waiting = plan.without_overlap(waiting)
+        order += now
+        for one in now:
+            for other in now:
+                apart = abs(one.start - other.start) >= 20
+                assert one is other or one.chunk != other.chunk or apart
+    for i, one in enumerate(order):
+        for other in order[i + 1 :]:
+            if one.chunk == other.chunk and abs(one.start - other.start) < 20:
+                assert one.item < other.item
+    ahead = [plan.Piece(i, b"c", 1, i * 20, Part(region, 0, 20)) for i in range(50)]
+    assert plan.without_overlap(ahead) == (ahead, [])
 
 
 def test_chains_of_a_range() -> None:
