@@ -21,6 +21,7 @@ CALL_TIMEOUT_S = 10.0
 """Of one try."""
 FIRST_BACKOFF_S = 0.005
 MAX_BACKOFF_S = 0.5
+MIN_TRY_S = 0.001
 MAX_CALLS = 64
 """Outstanding at once, over all chains."""
 
@@ -117,9 +118,9 @@ class StorageClient:
             try:
                 version, address = self._head(chain)
                 async with self._slots:
-                    return await self._client(address).call(
-                        called, request(version), max(0.001, min(CALL_TIMEOUT_S, remaining_s))
-                    )
+                    client = await self._client(address)
+                    try_s = max(MIN_TRY_S, min(CALL_TIMEOUT_S, remaining_s))
+                    return await client.call(called, request(version), try_s)
             except Error as error:
                 if not error.retry or remaining_s <= backoff_s:
                     raise
@@ -135,10 +136,14 @@ class StorageClient:
             raise Error(Code.UNAVAILABLE, f"no target of chain {chain} serves")
         return found.version, routing.node_of(first).endpoint.grpc
 
-    def _client(self, address: str) -> GrpcClient:
+    async def _client(self, address: str) -> GrpcClient:
+        """Return the connection to an address; those to addresses of the past are closed."""
         client = self._clients.get(address)
         if client is None:
             client = self._clients[address] = GrpcClient(address)
+            present = {node.endpoint.grpc for node in self._routing().nodes.values()}
+            for past in self._clients.keys() - present - {address}:
+                await self._clients.pop(past).close()
         return client
 
 

@@ -1,5 +1,6 @@
 """Session: a client's heartbeat. What it holds is written down, what was unlinked it is told."""
 
+from hillfire.errors import Code, Error
 from hillfire.meta.engine.base import Transaction
 from hillfire.meta.keys import (
     FIRST_SEQUENCE,
@@ -13,6 +14,7 @@ from hillfire.meta.keys import (
 from hillfire.meta.tree import hold
 from hillfire.proto.meta_pb2 import Inode, SessionReply, SessionRequest
 
+MAX_HELD = 1 << 16
 MAX_ORPHANS = 4096
 """In one reply; the rest come with the next."""
 
@@ -26,7 +28,12 @@ def session(txn: Transaction, request: SessionRequest) -> SessionReply:
     """Record what the client holds and return the orphans that came since ``seen``.
 
     A client that has seen nothing is new: what went before it came is none of its business.
+
+    Raises:
+        Error: TOO_LARGE for more than can be held in one call.
     """
+    if len(request.held) > MAX_HELD:
+        raise Error(Code.TOO_LARGE, f"at most {MAX_HELD} inodes are held in one call")
     for inode in request.held:
         raw = txn.get(inode_key(inode))
         if raw is not None and not Inode.FromString(raw).links:
