@@ -250,22 +250,65 @@ class ListChunksReply(_message.Message):
 Global___ListChunksReply: _TypeAlias = ListChunksReply  # noqa: Y015
 
 @_typing.final
+class TagRecord(_message.Message):
+    """The latest committed update of a client's channel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    client: _builtins.int
+    channel: _builtins.int
+    sequence: _builtins.int
+    chunk: _builtins.bytes
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        client: _builtins.int = ...,
+        channel: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        chunk: _builtins.bytes = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "chunk", b"chunk", "client", b"client", "sequence", b"sequence", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagRecord: _TypeAlias = TagRecord  # noqa: Y015
+
+@_typing.final
 class SyncDoneRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHAIN_FIELD_NUMBER: _builtins.int
     CHAIN_VERSION_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     chain: _builtins.int
     chain_version: _builtins.int
+    more: _builtins.bool
+    """of the tags; the sync is done with the call that says no"""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___TagRecord]:
+        """the predecessor's table, so that retries stay recognised"""
+
     def __init__(
         self,
         *,
         chain: _builtins.int = ...,
         chain_version: _builtins.int = ...,
+        tags: _abc.Iterable[Global___TagRecord] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "more", b"more", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PAGE = 2048
 """Records of the successor listed at once."""
+TAGS = 16384
+"""Channels' tags told at once."""
 BATCH = 16
 """Chunks sent under their locks at once: the sync's share of the bandwidth, besides memory."""
 IN_FLIGHT = 2
@@ -117,8 +119,25 @@ async def _complete(shell: TargetShell, chain: Chain, node: Node, peers: Peers) 
     results = await future
     if results[0].code != Code.OK:
         return False
-    request = pb.SyncDoneRequest(chain=chain.id, chain_version=chain.version)
-    await peers.grpc(node).call(_DONE, request, CALL_TIMEOUT_S)
+    # From here on the successor takes part in every commit, so this table and its own say it all.
+    tags = await shell.threads.call(lambda: list(shell.store.tags()))
+    for start in range(0, max(1, len(tags)), TAGS):
+        request = pb.SyncDoneRequest(
+            chain=chain.id,
+            chain_version=chain.version,
+            tags=[
+                pb.TagRecord(
+                    client=tag.client,
+                    channel=tag.channel,
+                    sequence=tag.sequence,
+                    chunk=chunk,
+                    version=version,
+                )
+                for tag, chunk, version in tags[start : start + TAGS]
+            ],
+            more=start + TAGS < len(tags),
+        )
+        await peers.grpc(node).call(_DONE, request, CALL_TIMEOUT_S)
     return True
 
 

@@ -12,9 +12,9 @@ from hillfire.storage.craq import events
 from hillfire.storage.craq.channels import INTERNAL
 from hillfire.storage.dataplane import DataPlane
 from hillfire.storage.shell import TargetShell
-from hillfire.storage.store.base import ChunkMeta
+from hillfire.storage.store.base import ChunkMeta, Tag
 from hillfire.storage.targets import Target
-from hillfire.types import ChunkId, InodeId, split_chunk_id
+from hillfire.types import ChunkId, InodeId, Version, split_chunk_id
 
 MAX_PAGE = 4096
 TRUNCATE_BATCH = 1024
@@ -117,9 +117,21 @@ class StorageService:
         ]
         return pb.ListChunksReply(chunks=records, end=len(page) < limit)
 
-    def sync_done(self, request: pb.SyncDoneRequest, context: CallContext) -> cluster_pb2.Empty:
+    async def sync_done(
+        self, request: pb.SyncDoneRequest, context: CallContext
+    ) -> cluster_pb2.Empty:
         """Take note that this node's target of a chain is equal to its predecessor's."""
-        self._target(request.chain).synced(request.chain_version)
+        target = self._target(request.chain)
+        if request.tags:
+            shell = target.active(request.chain_version)
+            tags = [
+                (Tag(t.client, t.channel, t.sequence), ChunkId(t.chunk), Version(t.version))
+                for t in request.tags
+            ]
+            await shell.threads.call(lambda: shell.store.remember(tags))
+            shell.handle(events.TagsArrived(tags))
+        if not request.more:
+            target.synced(request.chain_version)
         return cluster_pb2.Empty()
 
     def _target(self, chain: int) -> Target:

@@ -25,8 +25,16 @@ class Channels:
         """Restore the table from the store."""
         self._done: dict[tuple[int, int], tuple[int, Outcome]] = {}
         self.flying: dict[Tag, Operation] = {}
+        self._lookup = lookup
+        self.adopt(tags)
+
+    def adopt(self, tags: Iterable[tuple[Tag, ChunkId, Version]]) -> None:
+        """Take records of committed updates in, where they are later than what is known."""
         for tag, chunk, version in tags:
-            meta = lookup(chunk)
+            known = self._done.get((tag.client, tag.channel))
+            if known is not None and known[0] >= tag.sequence:
+                continue
+            meta = self._lookup(chunk)
             same = meta is not None and meta.version == version
             outcome = Outcome(0, version, meta.length, meta.checksum) if same and meta else None
             self._done[tag.client, tag.channel] = tag.sequence, outcome or Outcome(0, version)

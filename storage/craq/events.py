@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 
 from hillfire.cluster import Chain
 from hillfire.storage.craq.operation import Operation
-from hillfire.storage.store.base import Image
-from hillfire.types import ChunkId
+from hillfire.storage.store.base import Image, Tag
+from hillfire.types import ChunkId, Version
 
 
 class ClientUpdate(Protocol):
@@ -130,6 +130,12 @@ class SyncCompleting(NamedTuple):
     chain_version: int
 
 
+class TagsArrived(NamedTuple):
+    """The predecessor's table of channels, at the end of a sync; the store has it already."""
+
+    tags: Sequence[tuple[Tag, ChunkId, Version]]
+
+
 class SessionsEnded(NamedTuple):
     """Clients whose tags need no longer be kept."""
 
@@ -147,5 +153,6 @@ Event = (
     | RetryDue
     | SyncArrived
     | SyncCompleting
+    | TagsArrived
     | SessionsEnded
 )

@@ -543,6 +543,10 @@ class Replica:
     def _sessions(self, event: events.SessionsEnded) -> None:
         self.channels.forget(event.clients)
 
+    def _tags(self, event: events.TagsArrived) -> None:
+        """Rule 5: tags are carried by resync, those of overwritten updates too."""
+        self.channels.adopt(event.tags)
+
     def _store_failed(self, event: events.StoreFailed) -> None:
         self._stop(Code(event.code), event.reason)
 
@@ -597,5 +601,6 @@ _HANDLERS: dict[type, Callable[[Replica, Any], None]] = {
     events.RetryDue: Replica._retry,
     events.SyncArrived: Replica._syncs,
     events.SyncCompleting: Replica._complete,
+    events.TagsArrived: Replica._tags,
     events.SessionsEnded: Replica._sessions,
 }

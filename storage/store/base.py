@@ -176,6 +176,10 @@ class ChunkStore(abc.ABC):
         """List one file's chunks in order, tombstones not included."""
 
     @abc.abstractmethod
+    def remember(self, tags: Iterable[tuple[Tag, ChunkId, Version]]) -> None:
+        """Record tags that a resync brought, where they are later than their channel's."""
+
+    @abc.abstractmethod
     def forget_clients(self, clients: Iterable[int]) -> None:
         """Drop the tags of clients whose sessions ended."""
 

@@ -274,6 +274,18 @@ class EngineStore(ChunkStore):
             found.append((chunk, unpack_record(value).meta))
         return found
 
+    def remember(self, tags: Iterable[tuple[Tag, ChunkId, Version]]) -> None:
+        """See ``ChunkStore.remember``."""
+        puts = []
+        with self._lock:
+            for tag, chunk, version in tags:
+                channel = tag.client, tag.channel
+                latest = self._tags.get(channel)
+                if latest is None or latest[0].sequence < tag.sequence:
+                    self._tags[channel] = tag, chunk, version
+                    puts.append((channel_key(*channel), pack_tag(tag.sequence, chunk, version)))
+            self._metadata.write(puts)
+
     def forget_clients(self, clients: Iterable[int]) -> None:
         """See ``ChunkStore.forget_clients``."""
         gone = set(clients)

@@ -172,6 +172,13 @@ class MemoryStore(ChunkStore):
         found = [(name, self._chunks[name][0]) for name in names]
         return [(name, meta) for name, meta in found if not meta.removed]
 
+    def remember(self, tags: Iterable[tuple[Tag, ChunkId, Version]]) -> None:
+        """See ``ChunkStore.remember``."""
+        for tag, chunk, version in tags:
+            latest = self._tags.get((tag.client, tag.channel))
+            if latest is None or latest[0].sequence < tag.sequence:
+                self._tags[tag.client, tag.channel] = tag, chunk, version
+
     def forget_clients(self, clients: Iterable[int]) -> None:
         """See ``ChunkStore.forget_clients``."""
         gone = set(clients)

@@ -247,6 +247,8 @@ class Target:
                 return
             if peer.replica.version != chain.version:
                 return
+            peer.store.remember(list(self.store.tags()))
+            peer.handle(events.TagsArrived(list(self.store.tags())))
             peer.local = LocalState.UP_TO_DATE
 
         self.world.later(0.1, listing)
