@@ -7,6 +7,7 @@ import asyncio
 import io
 import os
 import random
+import signal
 import threading
 import time
 import zlib
@@ -371,6 +372,50 @@ def test_an_address_is_found_or_explained(
     hillfire.connect().close()
     with pytest.raises(Error, match="host:port"):
         hillfire.connect("nonsense")
+
+
+def test_a_metadata_service_that_crashes_is_only_slow(running: LocalCluster) -> None:
+    with hillfire.connect(running.address) as fs, fs.open("/crash", "wb") as file:
+        file.write(b"before")
+        running.crash("meta")
+        for number in range(30):
+            fs.mkdir(f"/made-{number}")
+        file.write(b" and after")
+        file.fsync()
+        assert fs.read_bytes("/crash") == b"before and after"
+        running.crash("manager")
+        assert {f"made-{number}" for number in range(30)} <= set(fs.listdir("/"))
+    running.wait_serving()
+
+
+def test_a_stopped_node_delays_reads_and_changes_no_byte(running: LocalCluster) -> None:
+    """What it may still write into stays in quarantine until it goes on or has ended."""
+    data = random.Random(11).randbytes(8 * MIB)
+    with hillfire.connect(running.address, transport="shm") as fs:
+        fs.write_bytes("/stopped", data)
+        chance, region = random.Random(12), fs.register(64 * 4096)
+        with fs.open("/stopped", "rb") as file:
+            file.read_at(0, 8 * MIB)
+            pid = running.pid("storage-103")
+            os.kill(pid, signal.SIGSTOP)
+            longest_s = 0.0
+            try:
+                batch = [(file, i * 100_000, i * 4096, 4096) for i in range(64)]
+                found: list[list[int | Error]] = []
+                reader = threading.Thread(target=lambda: found.append(fs.read_batch(batch, region)))
+                reader.start()
+                for _ in range(200):
+                    at, began = chance.randrange(8 * MIB - 9000), time.monotonic()
+                    assert file.read_at(at, 9000) == data[at : at + 9000]
+                    longest_s = max(longest_s, time.monotonic() - began)
+                assert reader.is_alive(), "its region may still be written into"
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            reader.join(30)
+            assert found == [[4096] * 64] and longest_s < 8
+            for _, at, place, length in batch:
+                assert region.view[place : place + length] == data[at : at + length]
+    running.wait_serving()
 
 
 def test_killing_a_storage_node_under_load_is_no_error(running: LocalCluster) -> None:
