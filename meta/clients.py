@@ -77,7 +77,7 @@ class Clients:
 
     def acknowledged(self, newest: int) -> int:
         """Return the last orphan that every live client was told of, at most ``newest``."""
-        return min((client.seen for client in self._clients.values()), default=newest)
+        return min([newest, *(client.seen for client in self._clients.values())])
 
     def _new(self, client: int) -> _Client:
         if len(self._clients) >= MAX_CLIENTS:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
-from hillfire.clock import NS_PER_S
 from hillfire.errors import Error
 from hillfire.meta import intents, keys
 from hillfire.meta.clients import Clients
@@ -20,7 +19,7 @@ from hillfire.meta.host import Host
 from hillfire.meta.intents import Intent, chains_between
 from hillfire.meta.keys import Range
 from hillfire.meta.ops.session import newest_orphan
-from hillfire.meta.service import kept_at_ns
+from hillfire.meta.replies import Pruner
 from hillfire.meta.storage_client import StorageClient
 from hillfire.meta.tree import erase
 from hillfire.meta.truncates import Truncates
@@ -35,10 +34,6 @@ SCAN = 2000
 """Records read or removed before others get their turn."""
 STORAGE_TIMEOUT_S = 10.0
 """Until storage has done one thing; then it is left to the next pass."""
-PRUNE_EVERY_NS = 5 * NS_PER_S
-LAST_CLIENT = (1 << 64) - 1
-RETENTION_NS = 180 * NS_PER_S
-"""How long answers are kept: three times the 60 s after which clients stop trying again."""
 
 
 class Collector:
@@ -65,9 +60,7 @@ class Collector:
         """clients that were not heard of since the start may have something open"""
         self._first_orphan = 0
         """no orphan is older: what was removed before it is not walked over again"""
-        self._prune_at_ns = 0
-        self._pruned: dict[int, int] = {}
-        """by client, the first request whose answer may still be there"""
+        self._pruner = Pruner(engine, host.now_ns, clients.alive)
 
     async def run(self) -> None:
         """Make passes until cancelled."""
@@ -93,7 +86,7 @@ class Collector:
             Error: the first failure, once the pass is over; what failed is tried in the next one.
         """
         failure: Error | None = None
-        for step in (self._finish_truncates, self._end_sessions, self._collect, self._prune):
+        for step in (self._finish_truncates, self._end_sessions, self._collect, self._pruner.step):
             try:
                 await step()
             except Error as error:
@@ -212,47 +205,6 @@ class Collector:
             intents.forget(txn, intent)
         erase(txn, number)
 
-    async def _prune(self) -> None:
-        """Forget answers whose time is over. A client's requests grow, so its old ones lead.
-
-        Each known client is looked at from where the last pass stopped, and the gaps between them
-        for new ones: what was removed is not walked over again.
-        """
-        now_ns = self._host.now_ns()
-        if now_ns < self._prune_at_ns:
-            return
-        self._prune_at_ns = now_ns + PRUNE_EVERY_NS
-        before_ns = now_ns - RETENTION_NS
-        begin = 0
-        for client in [*sorted(self._pruned), LAST_CLIENT + 1]:
-            while begin < client:
-                end = keys.reply_key(client - 1, LAST_CLIENT) + b"\0"
-                found = self._page(keys.reply_key(begin, 0), end, 1)
-                if not found:
-                    break
-                new = keys.split_reply_key(found[0][0])[0]
-                await self._prune_client(new, before_ns)
-                begin = new + 1
-            if client <= LAST_CLIENT:
-                await self._prune_client(client, before_ns)
-            begin = client + 1
-
-    async def _prune_client(self, client: int, before_ns: int) -> None:
-        end = keys.reply_key(client, LAST_CLIENT) + b"\0"
-        limit = 1
-        while True:
-            first = keys.reply_key(client, self._pruned.setdefault(client, 0))
-            page = self._page(first, end, limit)
-            old = [key for key, value in page if kept_at_ns(value) < before_ns]
-            if not old:
-                break
-            transact(self._engine, partial(_clear, doomed=old))
-            self._pruned[client] = keys.split_reply_key(old[-1])[1] + 1
-            limit = SCAN
-            await asyncio.sleep(0)
-        if not page and not self._clients.alive(client):
-            del self._pruned[client]
-
     async def _count(self) -> None:
         """Count the inodes, unless the last process left their number when it stopped."""
         known = transact(self._engine, _take_count)
@@ -289,11 +241,6 @@ def _take_count(txn: Transaction) -> int | None:
 
 def _is_open(txn: Transaction, inode: int) -> bool:
     return bool(txn.snapshot_range(*keys.session_range(inode), limit=1))
-
-
-def _clear(txn: Transaction, doomed: Iterable[bytes]) -> None:
-    for key in doomed:
-        txn.clear(key)
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, object]]) -> None:

@@ -33,6 +33,8 @@ from hillfire.types import ROOT_INODE, NodeId
 log = logging.getLogger(__name__)
 
 CHAIN_TABLE = 1
+SKIPPED_SEQUENCES = 1 << 20
+"""At each start: the last numbers may have been lost with the host's power, clients know them."""
 
 
 class MetaServer:
@@ -186,6 +188,8 @@ def prepare(txn: Transaction) -> int:
             f"the metadata has format {found}, this hillfire knows {keys.FORMAT_VERSION}: "
             "run the version that wrote it",
         )
+    else:
+        keys.take_number(txn, keys.NEXT_SEQUENCE, SKIPPED_SEQUENCES, keys.FIRST_SEQUENCE)
     return keys.read_number(txn.get(keys.SERVICE_TAG))
 
 

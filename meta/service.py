@@ -6,19 +6,18 @@ a plain function, which the dispatcher answers without a task.
 """
 
 from collections.abc import Awaitable, Callable
-from struct import Struct
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from hillfire.cluster import Routing
 from hillfire.errors import Code, Error
+from hillfire.meta import replies
 from hillfire.meta.clients import Clients
 from hillfire.meta.engine.base import Engine, Transaction
 from hillfire.meta.engine.retry import transact
 from hillfire.meta.host import Host
 from hillfire.meta.intents import Intent
-from hillfire.meta.keys import reply_key
 from hillfire.meta.ops.attributes import (
     get_attribute,
     list_attributes,
@@ -57,7 +56,6 @@ from hillfire.proto.service import CallContext
 
 ANSWER_MARGIN_S = 0.2
 """Left of the caller's time for the answer's way back."""
-_STAMP = Struct("<Q")
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
@@ -163,10 +161,10 @@ class MetaService:
             caller = self._admit(request)
 
             def body(txn: Transaction) -> A:
-                reply = _kept(txn, caller, kind)
+                reply = replies.kept(txn, caller, kind)
                 if reply is None:
                     reply = operation(txn, request, host)
-                    _keep(txn, caller, reply, host.now_ns())
+                    replies.keep(txn, caller, reply, host.now_ns())
                 return reply
 
             return transact(engine, body)
@@ -202,23 +200,3 @@ class MetaService:
         if caller.client:
             self._clients.touch(caller.client)
         return caller
-
-
-def _kept(txn: Transaction, caller: Caller, kind: type[A]) -> A | None:
-    """Return the answer that this request got already."""
-    if not caller.request:
-        return None
-    raw = txn.get(reply_key(caller.client, caller.request))
-    return None if raw is None else kind.FromString(raw[_STAMP.size :])
-
-
-def _keep(txn: Transaction, caller: Caller, reply: Message, now_ns: int) -> None:
-    """Keep the answer with what it changed."""
-    if caller.request:
-        value = _STAMP.pack(now_ns) + reply.SerializeToString()
-        txn.set(reply_key(caller.client, caller.request), value)
-
-
-def kept_at_ns(value: bytes) -> int:
-    """Return when a kept answer was given."""
-    return int(_STAMP.unpack_from(value)[0])

@@ -39,7 +39,7 @@ def session(txn: Transaction, request: SessionRequest) -> SessionReply:
         if raw is not None and not Inode.FromString(raw).links:
             hold(txn, inode, request.client)
     newest = newest_orphan(txn)
-    if not request.seen:
+    if not request.seen or request.seen >= newest:
         return SessionReply(seen=newest)
     found = txn.snapshot_range(orphan_key(request.seen + 1), ORPHANS[1], limit=MAX_ORPHANS)
     orphans = [split_orphan(*pair) for pair in found]
