@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from struct import Struct
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hillfire.cluster import Routing
 from hillfire.errors import Code, Error
@@ -147,7 +147,7 @@ def _read(transaction: Transaction, cluster: str) -> Routing:
     return convert.routing_from_message(message)
 
 
-def _repeated(message: pb.Routing):  # type: ignore[no-untyped-def]
+def _repeated(message: pb.Routing) -> tuple[tuple[bytes, Any], ...]:
     """Pair each kind of record with its keys' prefix."""
     return (
         (_NODES, message.nodes),
