@@ -164,6 +164,7 @@ def test_client_refuses_a_server_of_another_version() -> None:
         frames.encode(Kind.REQUEST, 0, 1),
         b"\0" * 100,
     ],
+    ids=["not-asked", "no-table", "too-much", "request", "no-frame"],
 )
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
 def test_client_survives_nonsense_of_a_server(answer: bytes, family: int) -> None:
@@ -207,6 +208,7 @@ def test_a_request_before_hello_is_refused(server: Server, transport: str) -> No
         PART.pack(2**64 - 1, 0, 1),
         PART.pack(1, 0, 1) + PART.pack(1, SIZE + 1, 0),
     ],
+    ids=["unknown", "behind", "across", "wraps", "far", "forged", "empty-behind"],
 )
 def test_forged_addresses_are_answered_and_change_nothing(server: Server, table: bytes) -> None:
     fd = memfd(SIZE)
@@ -314,6 +316,7 @@ def test_unregistered_memory_is_not_used_again(server: Server) -> None:
         (PART.pack(0, 0, 5), 0, 1, 5),
         (PART.pack(0, 0, 2**32 - 1) * 3, 1, 2, 2**20),
     ],
+    ids=["no-parts", "too-little", "no-source", "huge"],
 )
 def test_tcp_data_that_does_not_add_up_ends_the_connection(
     server: Server, table: bytes, sources: int, destinations: int, data: int
