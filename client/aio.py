@@ -7,7 +7,7 @@ One connection a node carries any number of requests at once. The same operation
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -24,7 +24,6 @@ from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
 from hillfire.proto.wire.base import AsyncConnection, Part
 from hillfire.proto.wire.pick import connect_async, host_id
-from hillfire.region import Region
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +259,7 @@ class Client:
         if task is None:
             transport = allowed(self._transport, endpoint)
             attempt = connect_async(endpoint, CONNECT_TIMEOUT_S, transport=transport)
-            task = self._connecting[endpoint] = asyncio.ensure_future(_as_coroutine(attempt))
+            task = self._connecting[endpoint] = asyncio.create_task(attempt)
             task.add_done_callback(lambda done: self._connected(endpoint, done))
         return await asyncio.shield(task)
 
@@ -308,13 +307,3 @@ class Client:
         for connection in self._connections.values():
             connection.close()
         self._connections = {}
-
-
-async def _as_coroutine(attempt: "Coroutine[Any, Any, AsyncConnection]") -> AsyncConnection:
-    return await attempt
-
-
-def part_of(buffer: object) -> Part:
-    """Return a caller's own buffer as a part (one memcpy over shm and tcp)."""
-    region = Region.wrap(buffer)
-    return Part(region, 0, len(region.view))

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from crc32c import crc32c
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import hillfire
 from hillfire.client.filesystem import FileSystem
+from hillfire.config import StorageConfig
 from hillfire.proto.wire.base import WIRE_VERSION
 from hillfire.region import Region
 from tests.cluster import cluster
@@ -104,7 +106,7 @@ def limits(directory: Path, region: Region) -> dict[str, float]:
 
 def client(fs: FileSystem, wire: str, region: Region, best: dict[str, float]) -> None:
     """Take the client's figures over one wire."""
-    note = "3 replicas; page-cache durability; read back after writing"
+    note = "3 replicas; page-cache durability"
     path, chance = f"/bench-{wire}", random.Random(1)
     region.view[:] = random.Random(0).randbytes(MIB) * (len(region.view) // MIB)
 
@@ -184,6 +186,8 @@ def main() -> None:
             f"{platform.release()}, {os.cpu_count()} CPUs, wire version {WIRE_VERSION}, "
             f"load {os.getloadavg()[0]:.1f}"
         )
+        direct = {field.name: field.default for field in fields(StorageConfig)}["direct_io"]
+        print(f"# every file is read back just after it was written; storage direct_io={direct}")
         region = Region.allocate(64 * MIB)
         best = limits(directory, region)
         with cluster(directory, nodes=3, replicas=3) as local:
