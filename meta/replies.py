@@ -7,6 +7,7 @@ client can be trying any more.
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import takewhile
 from struct import Struct
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ RETENTION_NS = 180 * NS_PER_S
 """Three times the 60 s after which clients stop trying again."""
 SCAN = 2000
 """Answers removed before others get their turn."""
-LAST_CLIENT = (1 << 64) - 1
+LAST_CLIENT = LAST_REQUEST = (1 << 64) - 1
 _STAMP = Struct("<Q")
 
 A = TypeVar("A", bound=Message)
@@ -73,7 +74,7 @@ class Pruner:
         begin = 0
         for client in [*sorted(self._pruned), LAST_CLIENT + 1]:
             while begin < client:
-                end = keys.reply_key(client - 1, LAST_CLIENT) + b"\0"
+                end = keys.reply_key(client - 1, LAST_REQUEST) + b"\0"
                 found = self._page(keys.reply_key(begin, 0), end, 1)
                 if not found:
                     break
@@ -85,16 +86,17 @@ class Pruner:
             begin = client + 1
 
     async def _client(self, client: int, before_ns: int) -> None:
-        end = keys.reply_key(client, LAST_CLIENT) + b"\0"
+        end = keys.reply_key(client, LAST_REQUEST) + b"\0"
         limit = 1
         while True:
             first = keys.reply_key(client, self._pruned.setdefault(client, 0))
             page = self._page(first, end, limit)
-            old = [key for key, value in page if _at_ns(value) < before_ns]
+            old = [key for key, _ in takewhile(lambda pair: _at_ns(pair[1]) < before_ns, page)]
             if not old:
                 break
             transact(self._engine, partial(_clear, doomed=old))
-            self._pruned[client] = keys.split_reply_key(old[-1])[1] + 1
+            last = keys.split_reply_key(old[-1])[1]
+            self._pruned[client] = min(last + 1, LAST_REQUEST)
             limit = SCAN
             await asyncio.sleep(0)
         if not page and not self._alive(client):

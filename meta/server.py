@@ -53,7 +53,7 @@ class MetaServer:
         self._storage: StorageClient | None = None
         self._collecting: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()
-        """set when the cluster will have this process no more: it has to end"""
+        """set when this process has to end: the cluster will have it no more, or it is broken"""
 
     @property
     def address(self) -> str:
@@ -110,6 +110,7 @@ class MetaServer:
         directory.join(self._membership.cluster)
         collector = Collector(engine, host, clients, truncates, storage, self._lease_valid)
         self._collecting = asyncio.create_task(collector.run(), name="collector")
+        self._collecting.add_done_callback(self._on_collector_end)
         log.info(
             "event=started node=%d address=%s grpc=%s cluster=%s",
             config.node,
@@ -145,6 +146,12 @@ class MetaServer:
         if self._directory is not None:
             self._directory.close()
             self._directory = None
+
+    def _on_collector_end(self, task: asyncio.Task[None]) -> None:
+        """A collector ends only by a defect: better a new process than one that never cleans up."""
+        if not task.cancelled():
+            log.critical("event=collector_died", exc_info=task.exception())
+            self.failed.set()
 
     def _lease_valid(self) -> bool:
         return self._membership is not None and self._membership.lease_valid()
