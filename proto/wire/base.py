@@ -9,9 +9,10 @@ above the wire knows which.
 A late transfer must not land in reused memory: once a request was sent with parts and neither an
 answer nor the end of the connection has arrived, its parts are *quarantined*
 (:meth:`Region.quarantine`). What it may still write into is refused to everyone; what it only
-reads may be read by others, so that a retry can send the same payload again. A server closes a connection only after every operation that uses
-the connection's regions has ended, and a kernel closes a dead process's sockets after its
-threads are gone: so an end of file releases the quarantine, a time-out does not.
+reads may be read by others, so that a retry can send the same payload again. A server closes a
+connection only after every operation that uses the connection's regions has ended, and a kernel
+closes a dead process's sockets after its threads are gone: so an end of file releases the
+quarantine, a time-out does not.
 """
 
 import abc
