@@ -123,7 +123,7 @@ class MetaServer:
         """Stop collecting, leave, stop answering, close the engine. Idempotent."""
         if self._collecting is not None:
             self._collecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # it was logged
                 await self._collecting
             self._collecting = None
         if self._membership is not None:
@@ -148,7 +148,7 @@ class MetaServer:
             self._directory = None
 
     def _on_collector_end(self, task: asyncio.Task[None]) -> None:
-        """A collector ends only by a defect: better a new process than one that never cleans up."""
+        """End: it was a defect, and better a new process than one that never cleans up."""
         if not task.cancelled():
             log.critical("event=collector_died", exc_info=task.exception())
             self.failed.set()
