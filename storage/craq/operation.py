@@ -56,6 +56,7 @@ class Operation:
         "chunk_bytes",
         "epoch",
         "expected",
+        "exposed",
         "forwarded",
         "image",
         "kind",
@@ -105,6 +106,8 @@ class Operation:
         self.stage = Stage.QUEUED
         self.link = Link.NONE
         self.attempt = 0
+        self.exposed = False
+        """a serving successor may have committed it: no reader may be shown what was before"""
         self.waiters: list[tuple[int, int]] = []
         """(request, index of the item) of all who wait for the outcome"""
 

@@ -83,6 +83,7 @@ class Replica:
         operation.version = record.version
         operation.image = Image(record.length, record.checksum)
         operation.stage = Stage.PENDING
+        operation.exposed = True
         self.holders[chunk] = operation
         if operation.tag.client != INTERNAL:
             self.channels.flying[operation.tag] = operation
@@ -107,7 +108,9 @@ class Replica:
 
         Rule 7: with a version pending here a reader could be given what a later read of the
         successor outdates, so it asks the tail, where what is committed is what was acknowledged.
-        Until this target forwards, no other can have committed the update.
+        Until this target forwards, no other can have committed the update. A tail reads past what
+        it is about to commit, unless it became the tail with it: then the old tail may have
+        committed and shown it (found by the simulator, seed 2111).
 
         Source: Terrace & Freedman, section 2.3 ("dirty" objects ask the tail).
         """
@@ -115,10 +118,14 @@ class Replica:
             return Code.WRONG_CHAIN_VERSION
         if self.state is not PublicState.SERVING or self.stopped is not None:
             return Code.NOT_SERVING
-        if self.waits and not relaxed:
-            holder = self.holders.get(chunk)
-            if holder is not None and Stage.PENDING <= holder.stage <= Stage.COMMITTING:
-                return Code.NOT_COMMITTED
+        holder = self.holders.get(chunk)
+        if (
+            holder is not None
+            and Stage.PENDING <= holder.stage <= Stage.COMMITTING
+            and (self.waits or holder.exposed)
+            and not relaxed
+        ):
+            return Code.NOT_COMMITTED
         return Code.OK
 
     def committed(self, chunk: ChunkId) -> int:
@@ -376,6 +383,7 @@ class Replica:
         else:
             operation.attempt += 1
             operation.link = Link.SENT
+            operation.exposed = operation.exposed or self.waits
             self._out.forward.append((operation, operation.attempt))
         if operation.stage == Stage.PENDING and (whole or not self.waits):
             self._commit(operation)

@@ -27,7 +27,7 @@ from hillfire.types import ChainId, TargetId, chunk_id
 
 CHUNKS = [chunk_id(7, index) for index in range(2)]
 CHUNK_BYTES = 65536
-SEEDS = 400
+SEEDS = 300
 
 
 class World:

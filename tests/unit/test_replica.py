@@ -414,6 +414,20 @@ def test_rule_7_a_pending_version_keeps_reads_away_except_at_the_tail():
     assert talk.replica.refuse_read(A, 2, False) is Code.OK
 
 
+def test_rule_7_a_new_tail_shows_nothing_older_than_the_old_tail_may_have_shown():
+    talk = middle()
+    talk.forward((A, 1))
+    talk.prepared(A)
+    assert talk.chain(3, (1, S), (2, S), (3, OFF)) == [("commit", 3, [(A, 1)])]
+    assert talk.replica.refuse_read(A, 3, False) is Code.NOT_COMMITTED
+    talk.committed(A)
+    assert talk.replica.refuse_read(A, 3, False) is Code.OK
+    left = [(A, Pending(4, 9, 77, Tag(1, 0, 8), 1, Kind.WRITE, 0, 4, 0))]
+    talk = Talk(1, metas={A: meta(3)}, pending=left)
+    talk.chain(6, (1, S), (2, OFF), (3, OFF))
+    assert talk.replica.refuse_read(A, 6, False) is Code.NOT_COMMITTED
+
+
 def test_rule_7_only_serving_targets_of_this_chain_version_answer_reads():
     talk = Talk(3)
     talk.chain(2, (1, S), (2, S), (3, Y))
