@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import inspect
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,6 +52,8 @@ class RecordedStorage(StorageClient):
         self.failure: Error | None = None
         self.gate: asyncio.Event | None = None
         self.arrived = asyncio.Event()
+        self.meanwhile: Callable[[], Coroutine[Any, Any, Any]] | None = None
+        """what happens while storage looks for the last byte"""
 
     async def truncate(self, intent: Intent, timeout_s: float) -> None:
         await self._answer("truncate", intent)
@@ -62,7 +64,10 @@ class RecordedStorage(StorageClient):
     async def last_byte(self, inode: int, chunk_bytes: int, chains: Any, timeout_s: float) -> int:
         if self.failure is not None:
             raise self.failure
-        return self.lengths.get(inode, 0)
+        length = self.lengths.get(inode, 0)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return length
 
     async def _answer(self, what: str, intent: Intent) -> None:
         self.asked.append((what, intent))

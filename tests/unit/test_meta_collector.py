@@ -180,6 +180,19 @@ def test_a_repair_does_not_undo_a_truncate() -> None:
         past_grace(w)
         inode = w.create(b"f", 0o644, client(1))
         w.storage.lengths = {inode.id: 9}
+        w.settle(inode.id, length=9)
+        request = pb.TruncateRequest(inode=inode.id, length=3)
+        w.storage.meanwhile = lambda: w.start("Truncate", request)
+        w.pass_time(11)
+        w.collect()
+        assert w.stat(inode.id).length == 3
+
+
+def test_a_repair_waits_for_storage_and_never_shortens() -> None:
+    with world() as w:
+        past_grace(w)
+        inode = w.create(b"f", 0o644, client(1))
+        w.storage.lengths = {inode.id: 9}
         w.storage.failure = Error(Code.UNAVAILABLE)
         w.pass_time(11)
         with fails(Code.UNAVAILABLE):
