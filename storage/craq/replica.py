@@ -5,6 +5,9 @@ by one operation from the moment it may prepare until it is committed and the su
 others of the same chunk wait in line. Rule 2 lives in ``_lock`` (versions) and ``_push`` and
 ``_acknowledged`` (commit order); rules 3 and 4 in ``_follow``, ``_prepared`` and ``_resend``.
 
+One file, longer than others here: each rule leans on where the operation is in this one table of
+locks, and to read it in pieces is to miss what may happen in between.
+
 Source: Terrace & Freedman, "Object Storage on CRAQ", USENIX ATC 2009, sections 2.3 and 3; van
 Renesse & Schneider, "Chain Replication", OSDI 2004; 3FS design notes, "Data replication".
 """
