@@ -235,6 +235,36 @@ def choose_again(line: Line, avoid: Iterable[int], tail: bool, turn: int) -> Rep
     return good[turn % len(good)]
 
 
+def merge(
+    todo: Sequence[Piece], extents: Sequence[Extent], make_part: Any
+) -> tuple[list[Piece], dict[tuple[int, bytes], list[int]]]:
+    """Join pieces that follow one another in their batch, their chunk and their memory.
+
+    Returns the pieces, and for each joined one, by (item, chunk), the other entries it stands for.
+    """
+    out: list[Piece] = []
+    others: dict[tuple[int, bytes], list[int]] = {}
+    chunk, end, region, place = b"", -1, None, -1
+    for piece in todo:
+        part = piece[4]
+        if (
+            piece[3] == end
+            and part[1] == place
+            and piece[1] == chunk
+            and part[0] is region
+            and extents[piece[0]].epoch == extents[out[-1].item].epoch
+        ):
+            last = out[-1]
+            whole = make_part(region, last.part[1], last.part[2] + part[2])
+            out[-1] = last._replace(part=whole)
+            others.setdefault((last.item, last.chunk), []).append(piece.item)
+        else:
+            out.append(piece)
+        chunk, region = piece[1], part[0]
+        end, place = piece[3] + part[2], part[1] + part[2]
+    return out, others
+
+
 def without_overlap(todo: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     """Part writes into those that may go now and those that wait for an earlier one's answer.
 

@@ -59,7 +59,15 @@ class Round:
             self.delay_s = max(self.delay_s, verdict.delay_s)
             self.refresh = self.refresh or verdict.refresh
         else:
-            self.fail(piece.item, error)
+            self.give_up(piece, error)
+
+    def give_up(self, piece: Piece, error: Error) -> None:
+        """Fail the entry that a piece belongs to."""
+        self.fail(piece.item, error)
+
+    def needed(self, piece: Piece) -> bool:
+        """Tell whether a piece is still of use: an entry that has failed needs no others."""
+        return not isinstance(self.results[piece.item], Error)
 
     def fail(self, item: int, error: Error) -> None:
         """Remember an entry's first error."""
@@ -75,8 +83,7 @@ class Round:
             yield from self.core.refresh(used, 0)
         if delay_s and not (refresh and self.core.routes.version > used):
             yield Pause(delay_s)
-        # An entry that has failed needs none of its other pieces.
-        self.todo = [p for p in self.todo if not isinstance(self.results[p.item], Error)]
+        self.todo = [piece for piece in self.todo if self.needed(piece)]
 
 
 def read_batch(

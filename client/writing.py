@@ -39,13 +39,25 @@ class Update:
 class Writing(Round):
     """One batch of writes in progress."""
 
-    __slots__ = ("extents", "updates")
+    __slots__ = ("extents", "others", "updates")
 
     def __init__(self, core: Core, entries: int, deadline: float) -> None:
         """Nothing to do yet."""
         super().__init__(core, entries, deadline)
         self.extents: list[Extent] = []
+        self.others: dict[tuple[int, bytes], list[int]] = {}
+        """entries that a joined piece stands for besides its own"""
         self.updates: dict[tuple[int, bytes], Update] = {}
+
+    def give_up(self, piece: Piece, error: Error) -> None:
+        """Fail every entry that a piece stands for."""
+        self.fail(piece.item, error)
+        for item in self.others.get((piece.item, piece.chunk), ()):
+            self.fail(item, error)
+
+    def needed(self, piece: Piece) -> bool:
+        """Tell that every piece is: it may stand for other entries too."""
+        return True
 
 
 def write_batch(
@@ -60,10 +72,10 @@ def write_batch(
     results = work.results
     work.extents = [entry[0] for entry in entries]
     waiting = plan.split(entries, results, Part, reading=False)
+    waiting, work.others = plan.merge(waiting, work.extents, Part)
     while waiting:
         now_, waiting = plan.without_overlap(waiting)
         yield from _write(work, now_)
-        waiting = [p for p in waiting if not isinstance(results[p.item], Error)]
     return results
 
 
@@ -86,8 +98,7 @@ def _write(work: Writing, todo: list[Piece]) -> Operation[None]:
             outcomes = yield Exchange([_call(core, batch, work.deadline) for batch in wave])
             for batch, outcome in zip(wave, outcomes, strict=True):
                 _settle(work, batch, outcome)
-        stale = {p.item for p in work.todo if _is_stale(work, p)}
-        for item in stale:
+        for item in {p.item for p in work.todo if _is_stale(work, p)}:
             yield from _new_epoch(work, item)
         if work.todo:
             yield from work.between()
@@ -181,7 +192,11 @@ def _new_epoch(work: Writing, item: int) -> Operation[None]:
         inode = yield from work.core.meta("Stat", request, work.deadline)
         work.extents[item] = old._replace(epoch=inode.epoch)
     except Error as exc:
-        work.fail(item, Error(Code.STALE, f"inode {old.inode} went while it was written: {exc}"))
+        gone = Error(Code.STALE, f"inode {old.inode} went while it was written: {exc}")
+        for piece in work.todo:
+            if piece.item == item:
+                work.give_up(piece, gone)
+        work.todo = [piece for piece in work.todo if piece.item != item]
 
 
 def sync(

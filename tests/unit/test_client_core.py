@@ -146,6 +146,23 @@ def test_writes_of_one_chunk_in_one_batch_keep_their_order() -> None:
     assert data[:90:10] == bytes(range(1, 10)) and data[119] == 9
 
 
+def test_neighbours_are_written_together_and_fail_together() -> None:
+    world = World()
+    world.inode(5, 4 * CHUNK)
+    extent = world.core.extent(world.copy(5))
+    whole = part(random.Random(1).randbytes(2 * CHUNK))
+    step = CHUNK // 8
+    entries = [(extent, at, Part(whole.region, at, step)) for at in range(0, 2 * CHUNK, step)]
+    entries.insert(3, (extent, 3 * CHUNK, Part(whole.region, 7, 9)))
+    assert world.run(writing.write_batch(world.core, entries)) == [step] * 3 + [9] + [step] * 13
+    sent = [item for _, item in world.seen if isinstance(item, WriteItem)]
+    assert sorted(item.length for item in sent) == [9, 3 * step, 5 * step, CHUNK]
+    assert read(world, 5, 0, 2 * CHUNK) == content(whole)
+    world.fault = lambda node, item: Code.NO_SPACE if item.chain == 2 else None
+    results = world.run(writing.write_batch(world.core, entries))
+    assert [isinstance(r, Error) for r in results] == [False] * 9 + [True] * 8
+
+
 def test_corrupt_data_is_read_from_another_replica_or_fails() -> None:
     world = World()
     world.inode(5, 100)
