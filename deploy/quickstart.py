@@ -27,6 +27,7 @@ MIB = 1 << 20
 BLOCK = 4 * MIB
 VICTIM = "storage-102"
 SMALL_FILES = 200
+PYTHON = 'import hillfire; print(hillfire.connect().listdir("/checkpoints/latest"))'
 
 console = Console(highlight=False)
 
@@ -143,7 +144,8 @@ def store(step: Path, mib: int, node: Node) -> None:
     )
     console.print(
         f"[green]✓[/green] {VICTIM} was killed (SIGKILL) while that went on: no error, the "
-        f"longest write took {slowest_s:.2f} s"
+        f"longest write took {slowest_s:.2f} s",
+        soft_wrap=True,
     )
 
 
@@ -219,7 +221,7 @@ def next_steps(options: argparse.Namespace) -> None:
             "check them",
             f"(cd {options.mount}/checkpoints/latest && sha256sum --quiet -c SHA256SUMS)",
         ),
-        ("from Python", "import hillfire; fs = hillfire.connect(); fs.listdir('/checkpoints')"),
+        ("from Python", f"{sys.executable} -c '{PYTHON}'"),
         ("watch", f"{hillfire} status --dir {options.dir} --watch"),
         ("another crash", f"{hillfire} node crash storage-101 --dir {options.dir}"),
         ("stop", f"{hillfire} down --dir {options.dir}"),

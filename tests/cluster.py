@@ -94,10 +94,15 @@ class LocalCluster:
 
     def pid(self, name: str) -> int:
         """Return the pid of a process that runs."""
-        for service in self._ask({"do": "status"})["services"]:
+        for service in self.services():
             if service["name"] == name and service["pid"]:
                 return int(service["pid"])
         raise Error(Code.NOT_FOUND, f"{name} does not run")
+
+    def services(self) -> list[dict[str, Any]]:
+        """Return what the supervisor says of each process: name, state, pid, restarts."""
+        services: list[dict[str, Any]] = self._ask({"do": "status"})["services"]
+        return services
 
     def routing(self, known: int = 0, wait_ms: int = 0) -> Routing:
         """Return what the manager publishes, once it is newer than ``known``."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,16 +92,10 @@ def test_a_node_is_killed_seen_dead_and_comes_back(running: LocalCluster) -> Non
 
 @pytest.mark.parametrize("name", ["manager", "meta", "storage-101"])
 def test_what_crashes_is_started_again(running: LocalCluster, name: str) -> None:
-    before = running.pid(name)
-    os.kill(before, signal.SIGKILL)
-    where = ["--dir", str(running.directory.path)]
-    for _ in range(200):  # each asks the supervisor, whose next state is an event away
-        rows = running.command("node", "list", *where).stdout.splitlines()
-        row = next(row for row in rows if row.startswith(name)).split()
-        if row[1] == "running" and int(row[2]) != before:
-            break
-    else:
-        pytest.fail(f"{name} was not started again")
+    before = next(each for each in running.services() if each["name"] == name)
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_until_restarted(running, name, before["restarts"] + 1)
+    assert running.pid(name) != before["pid"]
     running.wait_serving()
 
 
@@ -114,6 +109,39 @@ def test_errors_of_a_running_cluster(running: LocalCluster) -> None:
     where = ["--dir", str(running.directory.path)]
     assert "there are manager, meta, storage-101" in refused("node", "stop", "storage-9", *where)
     assert "running already" in refused("node", "start", "meta", *where)
+
+
+@pytest.mark.skipif(not mounts.FUSE_DEVICE.exists(), reason="no /dev/fuse here")
+def test_a_mount_that_crashes_comes_back_and_one_taken_off_stays_off(tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    options = ("--mount", str(mount))
+    with cluster(tmp_path, nodes=1, replicas=1, targets_per_node=1, options=options) as local:
+        (mount / "file").write_text("kept")
+        os.sync()
+        local.crash("mount")
+        wait_until_restarted(local, "mount", restarts=1)
+        assert (mount / "file").read_text() == "kept"
+        assert local.command("umount", str(mount)).returncode == 0
+        for _ in range(100):
+            state = next(s for s in local.services() if s["name"] == "mount")["state"]
+            if state == "stopped":
+                break
+            time.sleep(0.02)
+        assert state == "stopped"
+        assert not mounts.is_mounted(mount)
+        local.start("mount")
+        assert (mount / "file").read_text() == "kept"
+
+
+def wait_until_restarted(local: LocalCluster, name: str, restarts: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        service = next(each for each in local.services() if each["name"] == name)
+        if service["restarts"] >= restarts and service["state"] == "running":
+            return
+        assert time.monotonic() < deadline, service
+        time.sleep(0.02)
 
 
 def test_up_down_up_in_the_background(tmp_path: Path) -> None:

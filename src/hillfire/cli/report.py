@@ -15,9 +15,16 @@ def node_name(kind: NodeKind, node: int) -> str:
 
 
 def report(
-    address: str, routing: Routing, local: Mapping[str, Any] | None = None
+    address: str,
+    routing: Routing,
+    space: tuple[int, int],
+    local: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Describe a cluster. ``local`` is what its supervisor says, for one on this machine."""
+    """Describe a cluster.
+
+    ``space``: bytes of user data that fit and that are there. ``local`` is what the cluster's
+    supervisor says, for one on this machine.
+    """
     processes = {each["name"]: each for each in (local or {}).get("services", [])}
     nodes = []
     for node in sorted(routing.nodes.values(), key=lambda each: each.id):
@@ -64,7 +71,7 @@ def report(
         "mount": _mount(local, processes),
         "nodes": nodes,
         "chains": chains,
-        "space": _space(routing),
+        "space": {"capacity_bytes": space[0], "used_bytes": space[1]},
     }
 
 
@@ -75,8 +82,8 @@ def _target(routing: Routing, target: int, state: PublicState) -> dict[str, Any]
         "node": int(known.node) if known else None,
         "state": state.name.lower().replace("_", "-"),
         "local": (known.local if known else LocalState.OFFLINE).name.lower().replace("_", "-"),
-        "used_bytes": known.used_bytes if known else 0,
-        "capacity_bytes": known.capacity_bytes if known else 0,
+        "disk_used_bytes": known.used_bytes if known else 0,
+        "disk_capacity_bytes": known.capacity_bytes if known else 0,
     }
 
 
@@ -108,22 +115,4 @@ def _mount(
         "process": process.get("state"),
         "pid": process.get("pid"),
         "restarts": process.get("restarts"),
-    }
-
-
-def _space(routing: Routing) -> dict[str, int]:
-    """Return bytes on the disks, and of user data: a chain holds what its smallest target holds."""
-    user_capacity = user_used = 0
-    for chain in routing.chains.values():
-        members = [routing.targets[target] for target, _ in chain.targets]
-        known = [each for each in members if each.capacity_bytes]
-        if known:
-            user_capacity += min(each.capacity_bytes for each in known)
-            user_used += max(each.used_bytes for each in known)
-    targets = routing.targets.values()
-    return {
-        "capacity_bytes": user_capacity,
-        "used_bytes": user_used,
-        "raw_capacity_bytes": sum(each.capacity_bytes for each in targets),
-        "raw_used_bytes": sum(each.used_bytes for each in targets),
     }

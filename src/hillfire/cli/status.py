@@ -12,6 +12,7 @@ from hillfire.config import format_size
 from hillfire.errors import Code, Error
 from hillfire.local.control import ask
 from hillfire.local.directory import ClusterDirectory, last_cluster_path
+from hillfire.meta.ops.stat_file_system import stat_file_system
 from hillfire.proto.convert import routing_from_message
 from hillfire.proto.manager_pb2 import GetRoutingRequest
 from hillfire.proto.service import decode, encode, method
@@ -89,7 +90,9 @@ def _fetch(
     timeout_s = CALL_TIMEOUT_S + wait_ms / 1000
     ticket = connection.start(encode(_GET_ROUTING, request), timeout_s)
     reply = connection.finish(ticket, timeout_s)
-    return report(address, routing_from_message(decode(_GET_ROUTING, reply)), local)
+    routing = routing_from_message(decode(_GET_ROUTING, reply))
+    space = stat_file_system(routing, 0)
+    return report(address, routing, (space.capacity_bytes, space.used_bytes), local)
 
 
 def _watch(
@@ -152,19 +155,15 @@ def _render(current: dict[str, Any]) -> Any:
 
     space = current["space"]
     nodes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("node", "id", "state", "pid", "restarts", "wire", "used", "targets"):
-        side: Any = "right" if column in ("id", "pid", "used") else "left"
-        nodes.add_column(column, justify=side, no_wrap=column in ("node", "wire"))
+    for column in ("node", "state", "pid", "wire", "disk", "targets"):
+        side: Any = "right" if column in ("pid", "disk") else "left"
+        nodes.add_column(column, justify=side, no_wrap=True)
     manager = current["manager"]
     nodes.add_row(
         "manager",
-        "",
-        _coloured(manager["process"] or "alive"),
+        _state(manager["process"] or "alive", manager["restarts"]),
         _text(manager["pid"]),
-        _text(manager["restarts"]),
         current["address"],
-        "",
-        "",
     )
     targets = [target for chain in current["chains"] for target in chain["targets"]]
     for node in current["nodes"]:
@@ -172,18 +171,15 @@ def _render(current: dict[str, Any]) -> Any:
         state = node["state"] if node["process"] in (None, "running") else node["process"]
         nodes.add_row(
             node["name"],
-            str(node["id"]),
-            _coloured(state),
+            _state(state, node["restarts"]),
             _text(node["pid"]),
-            _text(node["restarts"]),
             node["tcp"],
-            format_size(sum(t["used_bytes"] for t in held)) if held else "",
+            _disk(held),
             _counts([t["state"] for t in held]),
         )
     if mount := current["mount"]:
-        state = _coloured(mount["process"] or "")
-        where = mount["directory"]
-        nodes.add_row("mount", "", state, _text(mount["pid"]), _text(mount["restarts"]), where)
+        state = _state(mount["process"] or "", mount["restarts"])
+        nodes.add_row("mount", state, _text(mount["pid"]), mount["directory"])
     chains = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("chain", "version", "targets, head first (target@node)"):
         chains.add_column(column)
@@ -192,8 +188,7 @@ def _render(current: dict[str, Any]) -> Any:
         chains.add_row(str(chain["id"]), str(chain["version"]), "  ".join(members))
     head = (
         f"cluster {current['cluster']} at {current['address']}, routing {current['version']}\n"
-        f"space: {format_size(space['used_bytes'])} of {format_size(space['capacity_bytes'])} used "
-        f"({format_size(space['raw_used_bytes'])} on the disks)"
+        f"space: {format_size(space['used_bytes'])} of {format_size(space['capacity_bytes'])} used"
     )
     if current["healthy"]:
         verdict = "[green]healthy: every chain serves with all its replicas[/green]"
@@ -206,8 +201,20 @@ def _render(current: dict[str, Any]) -> Any:
     return Group(head, nodes, chains, verdict)
 
 
+def _state(state: str, restarts: int | None) -> str:
+    return _coloured(state) + (f", restarted {restarts}x" if restarts else "")
+
+
 def _text(value: object) -> str:
     return "" if value is None else str(value)
+
+
+def _disk(targets: list[dict[str, Any]]) -> str:
+    """Return how full the fullest disk of a node is."""
+    parts = [
+        t["disk_used_bytes"] / t["disk_capacity_bytes"] for t in targets if t["disk_capacity_bytes"]
+    ]
+    return f"{max(parts):.0%} full" if parts else ""
 
 
 def _counts(states: list[str]) -> str:

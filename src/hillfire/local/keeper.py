@@ -31,8 +31,13 @@ class Keeper:
         arguments: Sequence[str],
         log_path: Path,
         on_end: Callable[["Keeper"], Awaitable[None]],
+        *,
+        may_leave: bool = False,
     ) -> None:
-        """Take what to run; ``on_end`` is awaited after each end, before the next start."""
+        """Take what to run; ``on_end`` is awaited after each end, before the next start.
+
+        ``may_leave``: an end with status 0 is somebody's wish (a mount taken off by hand).
+        """
         self.name = name
         self.log_path = log_path
         self.child: Child | None = None
@@ -40,6 +45,7 @@ class Keeper:
         self.failure: str | None = None
         self._arguments = list(arguments)
         self._on_end = on_end
+        self._may_leave = may_leave
         self._wanted = False
         self._unwanted = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -115,6 +121,8 @@ class Keeper:
                     status,
                     str(self._wanted).lower(),
                 )
+                if status == 0 and self._may_leave:
+                    self._wanted = False
                 await self._on_end(self)
                 lived_s = asyncio.get_running_loop().time() - child.started
                 quick_ends = quick_ends + 1 if lived_s < QUICK_S else 0

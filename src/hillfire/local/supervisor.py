@@ -186,14 +186,16 @@ class Supervisor:
         name: str,
         arguments: list[str],
         on_end: Callable[[Keeper], Coroutine[Any, Any, None]],
+        *,
+        may_leave: bool = False,
     ) -> Keeper:
         log_path = self._directory.service_log(name)
-        self._keepers[name] = Keeper(name, arguments, log_path, on_end)
+        self._keepers[name] = Keeper(name, arguments, log_path, on_end, may_leave=may_leave)
         return self._keepers[name]
 
     async def _mount(self, directory: Path) -> None:
         arguments = ["mount", "--foreground", "--address", self._shape.address, str(directory)]
-        await self._add(MOUNT, arguments, self._on_mount_end).start()
+        await self._add(MOUNT, arguments, self._on_mount_end, may_leave=True).start()
 
     async def _on_service_end(self, keeper: Keeper) -> None:
         """Attest the end to the manager, so that nobody waits for a lease to run out."""
