@@ -82,7 +82,7 @@ class WriteBehind(RuleBasedStateMachine):
         for piece in (*self.dirty.open.values(), *self.dirty.sending.values()):
             assert piece.spans
             ends = [end for span in piece.spans for end in span]
-            assert ends == sorted(set(ends)) and 0 <= ends[0] and ends[-1] <= PIECE
+            assert ends == sorted(set(ends)) and ends[0] >= 0 and ends[-1] <= PIECE
 
 
 TestWriteBehind = WriteBehind.TestCase
