@@ -211,7 +211,7 @@ class Binding(pyfuse3.Operations):
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Make durable."""
-        await self._do.fsync(fh)
+        await self._do.fsync(fh, datasync)
 
     @_answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:

@@ -6,13 +6,14 @@ from open until the first close after which nothing was written, so that the len
 whose writer died is repaired.
 """
 
+import asyncio
 import os
 from typing import NamedTuple
 
 from hillfire.client import reading
 from hillfire.errors import Code, Error
 from hillfire.fuse.attributes import Attributes, Caller
-from hillfire.fuse.handles import FileHandle, Node
+from hillfire.fuse.handles import EVERYTHING, FileHandle, Node
 from hillfire.fuse.names import Names
 from hillfire.fuse.shared import READ_WAIT_S
 from hillfire.fuse.writeback import DirtyFile, Overlaid
@@ -55,11 +56,13 @@ class Data(Names):
             request = pb.OpenRequest(
                 caller=self.who(caller), inode=inode, write=writable, truncate=truncate
             )
-            reply = await self.client.meta("Open", request)
+            reply = await (self.mutate if truncate else self.client.meta)("Open", request)
         else:
             reply = await self.client.meta("Stat", pb.StatRequest(inode=inode))
         told = before.attributes()[6:] if before is not None else None
         node = self.nodes.learn(reply, asked, mutation=truncate)
+        if truncate:
+            node.unsynced = EVERYTHING
         if truncate and node.file is not None:
             node.file.unsettled = False
             node.file.length, node.file.mtime_ns = reply.length, reply.mtime_ns
@@ -83,8 +86,10 @@ class Data(Names):
         if inode.length and flags & os.O_TRUNC:  # another mount made it since the kernel looked
             asked = self.nodes.tick()
             cut = pb.TruncateRequest(caller=self.who(caller), inode=inode.id, length=0)
-            inode = await self.client.meta("Truncate", cut)
+            inode = await self.mutate("Truncate", cut)
         node = self.nodes.named(self.nodes.learn(inode, asked, mutation=True), parent, name)
+        if inode.length == 0:
+            node.unsynced = None
         node.absent[CAPABILITY] = node.fresh_until
         number = self._opened(node, True, caller)
         return Opened(number, False, False), node.attributes()
@@ -158,6 +163,11 @@ class Data(Names):
             await self.drop_set_id(node, handle.uid)
         if not handle.session:
             await self._reopen(handle)
+        end, span = offset + len(data), node.unsynced
+        if span is None:
+            node.unsynced = (offset, end)
+        else:  # a new tuple also where nothing grows: an fsync under way must notice
+            node.unsynced = (min(span[0], offset), max(span[1], end))
         await self.behind.write(file, offset, data)
         node.cached_as = None
         return len(data)
@@ -188,15 +198,27 @@ class Data(Names):
                 handle.session = session
                 raise
 
-    async def fsync(self, number: int) -> None:
-        """Make a file's bytes and its inode durable on all replicas."""
+    async def fsync(self, number: int, data_only: bool = False) -> None:
+        """Make a file's bytes and its inode durable on all replicas.
+
+        What this mount knows to be durable already costs no trip. ``data_only``: times of
+        change need not be.
+        """
         node = self.handles.file(number).node
-        file, length = node.file, node.length
+        file = node.file
         if file is not None:
             await self.behind.flush(file)
-        if length:
-            await self.client.sync(node.inode, 0, length)
-        await self.settle(node, sync=True)
+        span, length = node.unsynced, node.length
+        tasks = []
+        if span is not None and min(span[1], length) > span[0]:
+            tasks.append(self.client.sync(node.inode, span[0], min(span[1], length)))
+        news = file is not None and file.unsettled
+        longer = file is not None and file.length > node.inode.length
+        if not self.durable or longer or (news and not data_only):
+            tasks.append(self.settle(node, sync=True))
+        await asyncio.gather(*tasks)
+        if node.unsynced is span:  # else it was written to meanwhile
+            node.unsynced = None
 
     async def release(self, number: int) -> None:
         """Forget an open file; nobody waits for what that costs."""

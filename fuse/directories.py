@@ -68,7 +68,9 @@ class Directories(Data):
         self.handles.directories.pop(number, None)
 
     async def fsyncdir(self, number: int) -> None:
-        """Make a directory's entries durable."""
+        """Make a directory's entries durable; they are if nothing changed since the last sync."""
+        if self.durable:
+            return
         inode = self.handles.directory(number).inode
         node = self.nodes.find(inode) or await self.fetch(inode)
         await self.settle(node, sync=True)

@@ -15,6 +15,9 @@ from hillfire.fuse.writeback import DirtyFile
 from hillfire.proto import meta_pb2 as pb
 from hillfire.types import ROOT_INODE
 
+EVERYTHING = (0, 1 << 63)
+"""A range beyond any file's end."""
+
 Name = tuple[int, bytes]
 """A directory's number and a name in it."""
 
@@ -33,6 +36,7 @@ class Node:
         "mutated",
         "names",
         "opens",
+        "unsynced",
     )
 
     def __init__(self, inode: pb.Inode) -> None:
@@ -50,6 +54,8 @@ class Node:
         self.names: set[Name] = set()
         self.absent: dict[bytes, float] = {}
         """extended attributes known not to exist, until when"""
+        self.unsynced: tuple[int, int] | None = EVERYTHING
+        """the range that an fsync must make durable; all, where it is not known"""
         self.cached_as: tuple[int, int, int] | None = None
         """the identity of the contents that the kernel's page cache may hold"""
 

@@ -2,7 +2,7 @@
 
 from hillfire.errors import Code, Error
 from hillfire.fuse.attributes import TYPES, Attributes, Caller, Changes
-from hillfire.fuse.handles import Node
+from hillfire.fuse.handles import EVERYTHING, Node
 from hillfire.fuse.shared import Shared
 from hillfire.proto import meta_pb2 as pb
 
@@ -58,7 +58,7 @@ class Names(Shared):
             if changes.mtime_ns is not None:
                 request.mtime_ns = changes.mtime_ns
             asked = self.nodes.tick()
-            inode_now = await self.client.meta("SetAttributes", request)
+            inode_now = await self.mutate("SetAttributes", request)
             node = self.nodes.learn(inode_now, asked, mutation=True)
         return node.attributes()
 
@@ -70,7 +70,8 @@ class Names(Shared):
             await self.settle(node)
         asked = self.nodes.tick()
         request = pb.TruncateRequest(caller=self.who(caller), inode=node.inode.id, length=length)
-        self.nodes.learn(await self.client.meta("Truncate", request), asked, mutation=True)
+        self.nodes.learn(await self.mutate("Truncate", request), asked, mutation=True)
+        node.unsynced = EVERYTHING
 
     async def drop_set_id(self, node: Node, uid: int) -> None:
         """Take the set-uid and set-gid bits from a file that a user has changed."""
@@ -83,7 +84,7 @@ class Names(Shared):
         if keep != mode:
             request = pb.SetAttributesRequest(caller=_KERNEL, inode=node.inode.id, mode=keep)
             asked = self.nodes.tick()
-            inode = await self.client.meta("SetAttributes", request)
+            inode = await self.mutate("SetAttributes", request)
             self.nodes.learn(inode, asked, mutation=True)
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:

@@ -78,7 +78,7 @@ class Operations(Directories):
             create=bool(flags & XATTR_CREATE), replace=bool(flags & XATTR_REPLACE),
         )  # fmt: skip
         try:
-            await self.client.meta("SetAttribute", request)
+            await self.mutate("SetAttribute", request)
         finally:
             self._changed(inode, name)
 
@@ -92,7 +92,7 @@ class Operations(Directories):
         """Remove an extended attribute."""
         request = pb.AttributeRequest(caller=self.who(caller), inode=inode, name=name)
         try:
-            await self.client.meta("RemoveAttribute", request)
+            await self.mutate("RemoveAttribute", request)
         finally:
             self._changed(inode, name)
 

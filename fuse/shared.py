@@ -58,6 +58,10 @@ class Shared:
         through = wanted < PIECE_BYTES
         self.behind = WriteBehind(self._store, slots, PIECE_BYTES, through=through)
         client.on_orphans = self._orphaned
+        self.changes = 0
+        """of metadata by this mount, so far"""
+        self._durable = 0
+        """how many of them the metadata service has on disk"""
         self._late: dict[int, int] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -106,10 +110,31 @@ class Shared:
             length, mtime_ns = file.length, file.mtime_ns
             request.length, request.mtime_ns = length, mtime_ns
         asked = self.nodes.tick()
+        before = self.changes
         inode = await self.client.meta("Settle", request)
+        if sync:
+            self._durable = max(self._durable, before)
+        elif news:
+            self.changes += 1
         if file is not None and (file.length, file.mtime_ns) == (length, mtime_ns):
             file.unsettled = False
         self.nodes.learn(inode, asked, mutation=True)
+
+    @property
+    def durable(self) -> bool:
+        """Whether every change of metadata by this mount is on the metadata service's disk."""
+        return self._durable == self.changes
+
+    async def mutate(self, name: str, request: Message) -> Any:
+        """Change metadata, counted, so that a later fsync knows whether it has work.
+
+        Raises:
+            Error: the metadata service's.
+        """
+        try:
+            return await self.client.meta(name, request)
+        finally:
+            self.changes += 1
 
     async def change(self, parent: int, name: str, request: Message, other: int = 0) -> Any:
         """Change names in a directory; if that fails, what is known of it is not trusted.
@@ -118,7 +143,7 @@ class Shared:
             Error: the metadata service's.
         """
         try:
-            return await self.client.meta(name, request)
+            return await self.mutate(name, request)
         except BaseException:
             self.nodes.stale(parent)
             if other:
