@@ -19,6 +19,7 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Part, Request
 from hillfire.proto.wire.chunks import READ, READ_ITEMS, READ_RESULTS
 from hillfire.region import Region
+from hillfire.types import InodeId, chunk_id
 
 ATTEMPT_S = 3.0
 """Of one request: more than a lease, after which another replica is asked."""
@@ -102,8 +103,17 @@ def read_batch(
     work = Round(core, len(entries), now + core.io_timeout_s if deadline is None else deadline)
     work.patient = patient
     results = work.results
-    work.todo = plan.split(entries, results, Part, reading=True)
     core.routes.expire(now)
+    single = _plan_single(core, entries[0]) if len(entries) == 1 else None
+    if single is not None:
+        results[0] = single.bytes
+        outcomes = yield Exchange([_call(core, single, work.deadline)])
+        _settle(work, single, outcomes[0])
+        if not work.todo:
+            return results
+        yield from work.between()
+    else:
+        work.todo = plan.split(entries, results, Part, reading=True)
     while work.todo:
         todo, work.todo = work.todo, []
         batches, stranded = _plan(core, work, todo)
@@ -118,6 +128,34 @@ def read_batch(
         if work.todo:
             yield from work.between()
     return results
+
+
+def _plan_single(core: Core, entry: Entry) -> Batch | None:
+    """Plan a lone read within one chunk in a few steps; None if it is not as simple as that."""
+    extent, offset, part = entry
+    region, place, length = part
+    inode, end, _, layout = extent
+    index, start = divmod(offset, layout.chunk_bytes)
+    if (
+        offset < 0
+        or place < 0
+        or length <= 0
+        or place + length > region.size
+        or region.quarantined
+        or offset + length > end
+        or start + length > layout.chunk_bytes
+    ):
+        return None
+    chain = layout.chains[index % len(layout.chains)]
+    line = core.routes.lines.get(chain)
+    if line is None or not line.turns:
+        return None
+    chunk = chunk_id(InodeId(inode), index)
+    batch = Batch(line.turns[next(core.turn) % len(line.turns)])
+    batch.pieces.append(Piece(0, chunk, chain, start, part))
+    batch.records.append((chunk, chain, line.version, start, 0))
+    batch.bytes = length
+    return batch
 
 
 def fetch_part(
