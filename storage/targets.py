@@ -140,8 +140,12 @@ class Target:
         state = chain.state_of(self.id)
         if not self._taken_up:
             if state is PublicState.SERVING:
+                # An earlier process's service: said to be over, so that the manager ends it.
+                self.local = LocalState.OFFLINE
+                self._poke()
                 return
             self._taken_up = True
+            self.local = LocalState.ONLINE
         if chain.version <= shell.replica.version:
             return
         # "Up to date" is said of one chain version: a sync begins anew with the next.

@@ -135,6 +135,7 @@ class Target:
         self.open_requests = {}
         self.syncing_at = 0
         self.take_up = self.life == 1
+        self.seen = 0
         self.open()
         self.heartbeat()
         if hasattr(self.world, "chain"):
@@ -174,11 +175,16 @@ class Target:
         self.world.later(0.6, beat)
 
     def routed(self, chain):
+        if chain.version < self.seen:
+            return
+        self.seen = chain.version
         if self.life > 1 and not self.take_up:
             # a restarted node does not take its targets up until routing shows them not serving
             if chain.state_of(self.id) is PublicState.SERVING:
+                self.local = LocalState.OFFLINE
                 return
             self.take_up = True
+            self.local = LocalState.ONLINE
         version = self.replica.version
         self.handle(events.RoutingChanged(chain))
         if self.replica.version > version and chain.state_of(self.id) is not PublicState.SERVING:
