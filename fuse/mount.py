@@ -12,8 +12,9 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from hillfire.client.aio import Client
 from hillfire.config import MountConfig
@@ -72,7 +73,7 @@ async def _serve(
             ended = True
         else:
             log.info("unmounting mountpoint=%s", mountpoint)
-            await operations.behind.flush_all()
+            await _within(config.io_timeout_s, operations.behind.flush_all())
             ended = await asyncio.to_thread(unmount, mountpoint)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
@@ -84,10 +85,20 @@ async def _serve(
         if not serving.done():
             binding.stop()
             await asyncio.wait((serving,), timeout=UNMOUNT_S)
-        await operations.finish()
-        binding.detach(unmount=not ended)
+        try:
+            await _within(config.io_timeout_s, operations.finish())
+        finally:
+            binding.detach(unmount=not ended)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Do the last things, but not for ever: a cluster that is down must not keep the mount."""
+    try:
+        await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        log.error("what was written last is lost: the cluster did not take it in %.0f s", seconds)
 
 
 async def _flush_idle(operations: Operations) -> None:

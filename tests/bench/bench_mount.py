@@ -183,7 +183,10 @@ def serve_bare(mountpoint: str) -> None:
     size, block = BARE_MIB * MIB, bytes(MIB)
 
     class Bare(pyfuse3.Operations):
-        made = 1
+        def __init__(self) -> None:
+            super().__init__()
+            self.made = 0
+            self.kept: dict[bytes, int] = {}
 
         def entry(self, inode: int, folder: bool = False) -> Any:
             found = pyfuse3.EntryAttributes()
@@ -193,25 +196,24 @@ def serve_bare(mountpoint: str) -> None:
             found.st_nlink, found.st_size, found.st_blksize = 1, size, MIB
             return found
 
-        def new(self) -> int:
-            self.made += 1
-            return self.made
-
         async def getattr(self, inode: int, ctx: Any = None) -> Any:
             return self.entry(inode, inode < 1000)
 
         async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
-            if name == b"large" and self.made > 1:
-                return self.entry(1000)
-            raise pyfuse3.FUSEError(2)
+            if (inode := self.kept.get(name)) is None:
+                raise pyfuse3.FUSEError(2)
+            return self.entry(inode, inode < 1000)
 
         async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
-            inode = 1000 if name == b"large" else 1000 + self.new()
             self.made += 1
+            inode = 1000 + self.made
+            if name == b"large":
+                self.kept[name] = inode
             return pyfuse3.FileInfo(fh=inode), self.entry(inode)
 
         async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
-            return self.entry(self.new(), True)
+            self.kept[name] = 2 + len(self.kept)
+            return self.entry(self.kept[name], True)
 
         async def open(self, inode: int, flags: int, ctx: Any) -> Any:
             return pyfuse3.FileInfo(fh=inode)
