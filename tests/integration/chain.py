@@ -163,6 +163,9 @@ class Client:
         node = self.routing.node_of(target)  # type: ignore[arg-type]
         known = self._connections.get(node.id)
         if known is None or known[0] != node.endpoint:
+            if known is not None:
+                known[1].close()
+                del self._connections[node.id]
             made = connect_blocking(node.endpoint, 2, transport=self.transport)
             known = self._connections[node.id] = node.endpoint, made
         return known[1]
@@ -254,6 +257,16 @@ class Client:
                 assert crc32c(data) == result.checksum
             found.append((result, data))
         return found
+
+    def read_at(self, target: int, chunk: ChunkId, length: int) -> tuple[ReadResult, bytes]:
+        """Read from one target, which may hear of the present chain a little later than we."""
+        deadline = time.monotonic() + 10
+        while True:
+            found = self.read_from(target, [(chunk, 0, length)])[0]
+            late = found[0].code in (Code.WRONG_CHAIN_VERSION, Code.NOT_SERVING)
+            if not late or time.monotonic() > deadline:
+                return found
+            self.routing = self.cluster.routing(self.routing.version, 50)
 
     def read(self, chunk: ChunkId, length: int = 1 << 20) -> bytes:
         """Read from any serving target, from the tail when a version is pending there."""
