@@ -191,9 +191,7 @@ def main() -> None:
     """Print every row."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     print(f"hillfire wire {WIRE_VERSION}, Python {platform.python_version()}, {platform.release()}")
-    print(
-        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; no disk, replicas or checksums"
-    )
+    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; no disk, replicas or checksums")
     with tempfile.TemporaryDirectory() as folder:
         read, write = os.pipe()
         pid = os.fork()
