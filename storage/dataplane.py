@@ -154,7 +154,7 @@ class DataPlane:
 
     async def _update(
         self,
-        items: Sequence[WriteItem] | Sequence[ForwardItem],
+        items: Sequence[WriteItem | ForwardItem],
         incoming: Incoming,
         event: type[events.WritesArrived] | type[events.ForwardsArrived],
     ) -> Answer:
@@ -170,7 +170,7 @@ class DataPlane:
             *(
                 self.update(
                     number,
-                    [items[p] for p in positions],  # type: ignore[arg-type]
+                    [items[p] for p in positions],
                     [incoming.sources[p] for p in positions],
                     event,
                     timeout_s,
@@ -186,7 +186,7 @@ class DataPlane:
     async def update(
         self,
         chain: int,
-        items: Sequence[WriteItem] | Sequence[ForwardItem],
+        items: Sequence[WriteItem | ForwardItem],
         sources: Sequence[memoryview],
         event: type[events.WritesArrived] | type[events.ForwardsArrived],
         timeout_s: float,
@@ -244,7 +244,7 @@ def _payloads(span: Span | None, batch: Holder, sources: Sequence[memoryview]) -
 
 
 def _check(
-    items: Sequence[WriteItem] | Sequence[ForwardItem],
+    items: Sequence[WriteItem | ForwardItem],
     sources: Sequence[memoryview],
     kinds: frozenset[Kind],
 ) -> None:
