@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 16
 """Requests of write-behind on their way at once, of the whole mount."""
 IDLE_S = 1.0
+MAX_BYTES_IN_FLIGHT = 24 * 1024 * 1024
+"""Of those requests: what becomes ready beyond it waits, and then leaves in larger batches."""
 MAX_BATCH = 32
-"""Small pieces of one file that leave in one request."""
-MAX_BATCH_BYTES = 256 * 1024
-"""Of one such request; larger pieces leave alone, so that several are under way."""
+"""Pieces of one file that leave in one request."""
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+"""Of one such request."""
 
 Send = Callable[["DirtyFile", list[tuple[int, Part]]], Awaitable[None]]
 """Stores spans, given as (file offset, memory), and raises ``Error`` if it cannot."""
@@ -79,6 +81,7 @@ class WriteBehind:
         """those with dirty bytes, the longest dirty first"""
         self._ready: deque[tuple[DirtyFile, int]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._bytes_in_flight = 0
         self._room: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
@@ -181,7 +184,11 @@ class WriteBehind:
 
     def _pump(self) -> None:
         """Start sends, as many as may be under way."""
-        while self._ready and len(self._in_flight) < MAX_IN_FLIGHT:
+        while (
+            self._ready
+            and len(self._in_flight) < MAX_IN_FLIGHT
+            and self._bytes_in_flight < MAX_BYTES_IN_FLIGHT
+        ):
             file, index = self._ready.popleft()
             if index not in file.wanted or not file.dirty.may_send(index):
                 continue  # sent already, or its predecessor is in flight and will ask again
@@ -195,7 +202,8 @@ class WriteBehind:
                 if index in file.wanted and file.dirty.may_send(index):
                     batch.append(self._begin(file, index))
                     size += self._size(batch[-1])
-            task = asyncio.create_task(self._carry(file, batch))
+            self._bytes_in_flight += size
+            task = asyncio.create_task(self._carry(file, batch, size))
             self._in_flight.add(task)
             task.add_done_callback(self._in_flight.discard)
 
@@ -207,7 +215,7 @@ class WriteBehind:
     def _size(piece: Piece[Part]) -> int:
         return sum(high - low for low, high in piece.spans)
 
-    async def _carry(self, file: DirtyFile, batch: list[Piece[Part]]) -> None:
+    async def _carry(self, file: DirtyFile, batch: list[Piece[Part]], n_bytes: int) -> None:
         """Send pieces, then let go of them whatever came of it."""
         size, spans = self.piece_bytes, []
         for piece in batch:
@@ -224,6 +232,7 @@ class WriteBehind:
             file.error = file.error or Error(Code.INTERNAL, f"write-behind failed: {exc!r}")
         finally:
             self._in_flight.discard(asyncio.current_task())
+            self._bytes_in_flight -= n_bytes
             for piece in batch:
                 file.dirty.finish(piece)
                 self._release(piece)

@@ -41,7 +41,7 @@ RETRY_MAX_S = 0.2
 INLINE_BYTES = 16 * 1024
 """Batches with up to this much payload are prepared on the event loop."""
 INLINE_ITEMS = 8
-JOB_BYTES = 1024 * 1024
+JOB_BYTES = 4 * 1024 * 1024
 """A batch with more payload is prepared by several threads, each part forwarded when it is ready:
 so the targets of the chain work on one batch at the same time."""
 

@@ -30,6 +30,18 @@ def crc32c(data: Buffer, value: int = 0) -> int:
     return _crc32c(data, value)
 
 
+def _grain_crcs(view: memoryview, start: int, end: int) -> list[int]:
+    """Return the CRC32C of each grain in [start, end).
+
+    The interpreter lock is kept: a grain takes 3 µs, handing the lock to another thread and
+    getting it back takes several times that (measured: 91 futex calls for a chunk of 16 grains).
+    """
+    return [
+        _crc32c(view[at : at + GRAIN_BYTES], 0, gil_release_mode=0)
+        for at in range(start, end, GRAIN_BYTES)
+    ]
+
+
 def _tables(columns: list[int]) -> Tables:
     """Turn a 32 by 32 bit matrix, given by its columns, into four tables of 256."""
     tables = []
@@ -97,9 +109,7 @@ ZERO_GRAIN = _crc32c(_ZEROS)
 def grains_of(data: Buffer) -> "array[int]":
     """Return the checksums of a chunk's grains; the last may be short."""
     view = memoryview(data)
-    return array(
-        "I", [_crc32c(view[at : at + GRAIN_BYTES]) for at in range(0, len(view), GRAIN_BYTES)]
-    )
+    return array("I", _grain_crcs(view, 0, len(view)))
 
 
 def extend_grains(
@@ -117,7 +127,7 @@ def extend_grains(
         after[-1] = _crc32c(piece, after[-1])
         value = _crc32c(piece, value)
     whole_end = len(data) - (len(data) - head) % GRAIN_BYTES
-    whole = [_crc32c(data[at : at + GRAIN_BYTES]) for at in range(head, whole_end, GRAIN_BYTES)]
+    whole = _grain_crcs(data, head, whole_end)
     after.extend(whole)
     value = combine_grains(whole, value)
     if whole_end < len(data):

@@ -11,8 +11,9 @@ from hillfire.client.buffers import Buffers
 from hillfire.errors import Code, Error
 from hillfire.fuse import writeback
 from hillfire.fuse.writeback import DirtyFile, Overlaid, WriteBehind
+from hillfire.layout import DEFAULT_CHUNK_BYTES
 from hillfire.proto import meta_pb2 as pb
-from hillfire.proto.wire.base import Part
+from hillfire.proto.wire.base import MAX_DATA_BYTES, MAX_PARTS, Part
 
 PIECE = 4096
 SLOTS = 4
@@ -219,4 +220,35 @@ def test_beyond_the_last_chunk() -> None:
 
 
 def test_limits_fit_each_other() -> None:
-    assert writeback.MAX_BATCH <= 256 and writeback.MAX_BATCH_BYTES < 1 << 20
+    """A batch takes one piece more than its limit at most, and has to fit one request."""
+    assert writeback.MAX_BATCH_BYTES + DEFAULT_CHUNK_BYTES <= MAX_DATA_BYTES
+    assert writeback.MAX_BATCH_BYTES <= writeback.MAX_BYTES_IN_FLIGHT
+    assert writeback.MAX_BATCH <= MAX_PARTS
+
+
+def test_a_backlog_leaves_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What becomes ready while enough is under way travels together, and all of it arrives."""
+    monkeypatch.setattr(writeback, "MAX_BYTES_IN_FLIGHT", PIECE)
+
+    async def work() -> None:
+        storage = Storage()
+        behind, file = make(storage)
+        batches: list[int] = []
+        send = behind._send
+
+        async def counted(file: DirtyFile, spans: list[tuple[int, Part]]) -> None:
+            batches.append(len(spans))
+            await send(file, spans)
+
+        behind._send = counted
+        storage.gate.clear()
+        for piece in range(SLOTS):
+            await behind.write(file, piece * PIECE, bytes([piece + 1]) * PIECE)
+        await asyncio.sleep(0)
+        assert batches == [1], "one piece is as much as may be under way"
+        storage.gate.set()
+        await behind.flush(file)
+        assert batches == [1, SLOTS - 1]
+        assert [storage.bytes[7][p * PIECE] for p in range(SLOTS)] == [1, 2, 3, 4]
+
+    run(work())
