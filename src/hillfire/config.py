@@ -51,6 +51,39 @@ LogLevel = Annotated[
 ]
 
 
+def _check_reachable(listen: str, grpc_listen: str, manager: str | None = None) -> None:
+    """Refuse what other hosts could not use: a service publishes the addresses it listens on.
+
+    ``manager``: of the service; None if it is the manager itself, whose host others know.
+    """
+    others = listen if manager is None else manager
+    for name, value in (("listen", listen), ("grpc_listen", grpc_listen)):
+        host = _host(value)
+        if manager is not None and host in _ANYWHERE:
+            raise Error(
+                Code.CONFIGURATION,
+                f"{name} = {_toml(value)} cannot be published: name the address at which other "
+                "hosts reach this one",
+            )
+        if _is_loopback(host) and not _is_loopback(_host(others)):
+            raise Error(
+                Code.CONFIGURATION,
+                f"{name} = {_toml(value)} is reached from this host only, but the manager's "
+                f"address {others} is for others as well: name this host's own address",
+            )
+
+
+_ANYWHERE = ("", "0.0.0.0", "[::]", "::")
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "[::1]", "::1") or host.startswith("127.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerConfig:
     """The cluster manager: who is alive, which targets serve."""
@@ -82,7 +115,8 @@ class ManagerConfig:
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
-        """Check the two times against each other."""
+        """Check the two times against each other, and the addresses."""
+        _check_reachable(self.listen, self.grpc_listen)
         if self.heartbeat_interval_ms * 4 > self.lease_ms:
             raise Error(
                 Code.CONFIGURATION,
@@ -124,7 +158,8 @@ class MetaConfig:
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
-        """Check that the chunk size is a power of two."""
+        """Check that the chunk size is a power of two, and the addresses."""
+        _check_reachable(self.listen, self.grpc_listen, self.manager)
         if self.chunk_bytes & (self.chunk_bytes - 1):
             raise Error(
                 Code.CONFIGURATION,
@@ -156,6 +191,10 @@ class StorageConfig:
         bool, "Write whole chunks past the page cache (O_DIRECT), where the file system can."
     ] = True
     log_level: LogLevel = "info"
+
+    def __post_init__(self) -> None:
+        """Check the addresses."""
+        _check_reachable(self.listen, self.grpc_listen, self.manager)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

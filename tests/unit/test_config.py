@@ -23,8 +23,8 @@ from hillfire.errors import Code, Error
 
 MINIMAL = {
     "manager": 'directory = "/d"',
-    "meta": 'directory = "/d"\nmanager = "h:1"',
-    "storage": 'node = 7\ndirectory = "/d"\nmanager = "h:1"',
+    "meta": 'directory = "/d"\nmanager = "127.0.0.1:1"',
+    "storage": 'node = 7\ndirectory = "/d"\nmanager = "127.0.0.1:1"',
     "mount": 'address = "h:1"\nmountpoint = "/m"',
 }
 
@@ -68,6 +68,9 @@ def test_to_toml_is_read_back_as_the_same(kind: str) -> None:
         ("meta", "engine = 'rocksbd'", "did you mean 'rocksdb'?"),
         ("meta", "chunk_bytes = 100000", "no power of two: use for example 65536"),
         ("manager", "heartbeat_interval_ms = 1900", "use at most 500"),
+        ("storage", "manager = '10.0.0.1:9700'", 'listen = "127.0.0.1:0" is reached from this'),
+        ("meta", "listen = '0.0.0.0:9702'", "cannot be published: name the address at which"),
+        ("manager", "listen = '10.0.0.1:9700'", 'grpc_listen = "127.0.0.1:0" is reached from'),
         ("mount", "transport = 'rdmaa'", 'is none of "shm", "tcp"'),
         ("mount", "io_timeout_s = 'x'", "is no number"),
     ],
@@ -125,7 +128,7 @@ def test_sizes() -> None:
 @given(st.text())
 def test_any_text_is_quoted_so_that_toml_reads_it_back(text: str) -> None:
     try:
-        config = ManagerConfig(directory=Path("/d"), listen=text)
+        config = ManagerConfig(directory=Path("/d"), listen=text, grpc_listen=text)
         encoded = to_toml(config).encode()
     except UnicodeEncodeError:
         return

@@ -274,6 +274,30 @@ def config(kind: Annotated[Kind, typer.Argument(help="manager, meta, storage or 
     typer.echo(default_toml(kind.value), nl=False)
 
 
+@app.command("create-chains", rich_help_panel=SERVICES)
+def create_chains(
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="HILLFIRE_ADDRESS", help="host:port of the cluster's manager."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Storage nodes that must be up.")] = 3,
+    replicas: Annotated[int, typer.Option(help="Copies of each chunk.")] = 3,
+    targets_per_node: Annotated[int, typer.Option(help="Chain members on each node.")] = 4,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for the nodes.")
+    ] = 30,
+) -> None:
+    """Place the chains of a new cluster over its storage nodes, once. `hillfire up` does it itself.
+
+    The same numbers again change nothing; other numbers are refused.
+
+    [bold]Example[/bold]   hillfire create-chains --address 10.0.0.1:9700 --nodes 3
+    """
+    from hillfire.cli.chains import run_create_chains
+
+    run_create_chains(address, nodes, replicas, targets_per_node, wait)
+
+
 NodeName = Annotated[
     str, typer.Argument(metavar="NAME", help="manager, meta, storage-101, ... or mount.")
 ]

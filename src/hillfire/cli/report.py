@@ -91,7 +91,9 @@ def _problems(nodes: list[dict[str, Any]], chains: list[dict[str, Any]]) -> list
     """Return a sentence for each thing that is not as it should be."""
     problems = [f"{node['name']} is dead" for node in nodes if node["state"] == "dead"]
     if not chains:
-        problems.append("there are no chains yet: `hillfire up` makes them")
+        problems.append(
+            "there are no chains yet: `hillfire up` makes them, or `hillfire create-chains`"
+        )
     for chain in chains:
         states = [target["state"] for target in chain["targets"]]
         if "serving" not in states:

@@ -32,16 +32,7 @@ def run_status(
     directory = ClusterDirectory(path) if path is not None else None
     where = directory.shape().address if directory else address or last_cluster()
     local = _ask_supervisor(directory)
-    try:
-        connection = connect_blocking(
-            Endpoint(grpc="", tcp=where, shm="", host=""), CALL_TIMEOUT_S, transport="tcp"
-        )
-    except Error as error:
-        raise Error(
-            error.code,
-            f"no cluster manager answers at {where} ({error.strerror}): start the cluster with "
-            "`hillfire up`, or name another one with --address",
-        ) from error
+    connection = connect_manager(where)
     try:
         current = _fetch(connection, where, local, 0, 0)
         deadline = time.monotonic() + wait_s
@@ -56,6 +47,23 @@ def run_status(
     finally:
         connection.close()
     sys.exit(0 if current["healthy"] else _UNHEALTHY)
+
+
+def connect_manager(address: str) -> BlockingConnection:
+    """Connect to a cluster's manager.
+
+    Raises:
+        Error: what the connection failed with, in words of what to do.
+    """
+    endpoint = Endpoint(grpc="", tcp=address, shm="", host="")
+    try:
+        return connect_blocking(endpoint, CALL_TIMEOUT_S, transport="tcp")
+    except Error as error:
+        raise Error(
+            error.code,
+            f"no cluster manager answers at {address} ({error.strerror}): start the cluster with "
+            "`hillfire up`, or name another one with --address",
+        ) from error
 
 
 def last_cluster() -> str:
