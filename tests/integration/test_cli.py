@@ -71,6 +71,22 @@ def test_the_cluster_started_last_is_found_without_an_option(running: LocalClust
     done = running.command("status", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["address"] == running.address
+    assert json.loads(done.stdout)["manager"]["pid"] == running.pid("manager")
+    listed = running.command("node", "list")
+    assert f"{running.directory.path}/logs/meta.log" in listed.stdout
+
+
+def test_names_of_nodes_are_completed(running: LocalCluster) -> None:
+    wanted = {
+        "_HILLFIRE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "hillfire node kill st",
+        "COMP_CWORD": "3",
+        "HILLFIRE_DIR": str(running.directory.path),
+    }
+    command = Path(sys.executable).with_name("hillfire")
+    environment = {**os.environ, **wanted}
+    done = subprocess.run([command], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["storage-101", "storage-102", "storage-103"], done
 
 
 def test_a_node_is_killed_seen_dead_and_comes_back(running: LocalCluster) -> None:

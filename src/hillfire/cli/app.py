@@ -48,6 +48,15 @@ Directory = Annotated[
         "--dir", envvar="HILLFIRE_DIR", help="The cluster's directory: its data and settings."
     ),
 ]
+Running = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        envvar="HILLFIRE_DIR",
+        help="The cluster's directory.  \\[default: of the cluster you started last]",
+        show_default=False,
+    ),
+]
 ReadyFd = Annotated[int | None, typer.Option(hidden=True)]
 Parent = Annotated[int | None, typer.Option(hidden=True)]
 
@@ -59,6 +68,14 @@ class Kind(StrEnum):
     meta = "meta"
     storage = "storage"
     mount = "mount"
+
+
+class Service(StrEnum):
+    """What `hillfire serve` runs."""
+
+    manager = "manager"
+    meta = "meta"
+    storage = "storage"
 
 
 class Transport(StrEnum):
@@ -90,22 +107,23 @@ def _common(
 def up(
     directory: Directory,
     mount: Annotated[
-        Path | None, typer.Option(help="An existing, empty directory to mount the files on.")
+        Path | None,
+        typer.Option(help="A directory to mount the files on: empty, or made if missing."),
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option(help="Storage nodes.  [default: 3]", show_default=False)
+        int | None, typer.Option(help="Storage nodes.  \\[default: 3]", show_default=False)
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option(help="Copies of each chunk.  [default: 3]", show_default=False)
+        int | None, typer.Option(help="Copies of each chunk.  \\[default: 3]", show_default=False)
     ] = None,
     targets_per_node: Annotated[
         int | None,
-        typer.Option(help="Chain members on each node.  [default: 4]", show_default=False),
+        typer.Option(help="Chain members on each node.  \\[default: 4]", show_default=False),
     ] = None,
     port: Annotated[
         int | None,
         typer.Option(
-            help="First of the consecutive ports; 0: anywhere free.  [default: 9700 if free]",
+            help="First of the consecutive ports; 0: anywhere free.  \\[default: 9700 if free]",
             show_default=False,
         ),
     ] = None,
@@ -121,11 +139,11 @@ def up(
 
     [bold]Examples[/bold]
 
-    hillfire up --dir ~/hf                                  (in the foreground, no mount)
+    hillfire up --dir ~/hf      (in the foreground, no mount)
 
-    hillfire up --dir ~/hf --mount ~/hf-files --detach      (in the background, mounted)
+    hillfire up --dir ~/hf --mount ~/hf-files --detach
 
-    hillfire up --dir /tmp/one --nodes 1 --replicas 1       (one copy, for a look)
+    hillfire up --dir /tmp/one --nodes 1 --replicas 1
     """
     from hillfire.cli.cluster import run_up
 
@@ -135,7 +153,7 @@ def up(
 
 
 @app.command(rich_help_panel=LOCAL)
-def down(directory: Directory) -> None:
+def down(directory: Running = None) -> None:
     """Stop a cluster that `hillfire up` started; its data stays.
 
     [bold]Example[/bold]   hillfire down --dir ~/hf
@@ -165,8 +183,9 @@ def status(
 ) -> None:
     """Show nodes, chains, targets with their states, and space.
 
-    Without options: the cluster that you started last. Exit status 0 when every chain serves with
-    all its replicas, 2 when something is missing.
+    Without options: the cluster that you started last.
+
+    Exit status 0 when every chain serves with all its replicas, 2 when something is missing.
 
     [bold]Examples[/bold]
 
@@ -188,7 +207,7 @@ def mount(
         str | None,
         typer.Option(
             envvar="HILLFIRE_ADDRESS",
-            help="host:port of the cluster's manager.  [default: the cluster started last]",
+            help="host:port of the cluster's manager.  \\[default: the cluster started last]",
             show_default=False,
         ),
     ] = None,
@@ -245,7 +264,7 @@ def umount(
 
 @app.command(rich_help_panel=SERVICES)
 def serve(
-    kind: Annotated[Kind, typer.Argument(help="manager, meta or storage.")],
+    kind: Annotated[Service, typer.Argument(help="manager, meta or storage.")],
     config: Annotated[Path, typer.Option(help="Its TOML file; see `hillfire config`.")],
     ready_fd: ReadyFd = None,
     parent: Parent = None,
@@ -298,13 +317,25 @@ def create_chains(
     run_create_chains(address, nodes, replicas, targets_per_node, wait)
 
 
+def _node_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a process of the cluster that the rest of the line names."""
+    from hillfire.cli.cluster import node_names
+
+    return [name for name in node_names(ctx.params.get("directory")) if name.startswith(incomplete)]
+
+
 NodeName = Annotated[
-    str, typer.Argument(metavar="NAME", help="manager, meta, storage-101, ... or mount.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="manager, meta, storage-101, ... or mount.",
+        autocompletion=_node_names,
+    ),
 ]
 
 
 @node_app.command("list")
-def node_list(directory: Directory) -> None:
+def node_list(directory: Running = None) -> None:
     """Show the processes of a running cluster, one a line: name, state, pid, log."""
     from hillfire.cli.cluster import run_node_list
 
@@ -312,30 +343,30 @@ def node_list(directory: Directory) -> None:
 
 
 @node_app.command("kill")
-def node_kill(name: NodeName, directory: Directory) -> None:
+def node_kill(name: NodeName, directory: Running = None) -> None:
     """SIGKILL a process and leave it down: what a crash looks like."""
     _node(name, directory, "kill")
 
 
 @node_app.command("stop")
-def node_stop(name: NodeName, directory: Directory) -> None:
+def node_stop(name: NodeName, directory: Running = None) -> None:
     """End a process cleanly and leave it down: for maintenance."""
     _node(name, directory, "stop")
 
 
 @node_app.command("start")
-def node_start(name: NodeName, directory: Directory) -> None:
+def node_start(name: NodeName, directory: Running = None) -> None:
     """Start a process that is down."""
     _node(name, directory, "start")
 
 
 @node_app.command("crash")
-def node_crash(name: NodeName, directory: Directory) -> None:
+def node_crash(name: NodeName, directory: Running = None) -> None:
     """SIGKILL a process; the supervisor starts it again."""
     _node(name, directory, "crash")
 
 
-def _node(name: str, directory: Path, action: str) -> None:
+def _node(name: str, directory: Path | None, action: str) -> None:
     from hillfire.cli.cluster import run_node
 
     run_node(name, directory, action)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hillfire.errors import Error
 from hillfire.local.control import ask
-from hillfire.local.directory import ClusterDirectory, Shape
+from hillfire.local.directory import ClusterDirectory, Shape, last_directory
 
 UP_TIMEOUT_S = 240.0
 DOWN_TIMEOUT_S = 120.0
@@ -121,27 +121,40 @@ def _keep_up_quietly(
         raise
 
 
-def run_down(path: Path) -> None:
-    """Stop a cluster."""
-    directory = ClusterDirectory(path)
+def run_down(path: Path | None) -> None:
+    """Stop a cluster: without a path the one started last, as in what follows."""
+    directory = _directory(path)
     console = Console()
     with console.status("stopping"):
         ask(directory.control_path, {"do": "stop"}, DOWN_TIMEOUT_S)
     console.print(f"stopped; the data stays in {directory.path}", soft_wrap=True)
 
 
-def run_node(name: str, path: Path, action: str) -> None:
+def run_node(name: str, path: Path | None, action: str) -> None:
     """Take one process of a cluster down or up."""
     request = {"do": "node", "name": name, "action": action}
-    answer = ask(ClusterDirectory(path).control_path, request, NODE_TIMEOUT_S)
+    answer = ask(_directory(path).control_path, request, NODE_TIMEOUT_S)
     before = f" (was pid {answer['was']})" if answer.get("was") else ""
     now = f" with pid {answer['pid']}" if answer.get("pid") else before
     print(f"{name} is {answer['state']}{now}")
 
 
-def run_node_list(path: Path) -> None:
+def _directory(path: Path | None) -> ClusterDirectory:
+    return ClusterDirectory(path if path is not None else last_directory())
+
+
+def node_names(path: Path | None) -> list[str]:
+    """Return the names of a cluster's processes, none if there is no such cluster."""
+    try:
+        services = _directory(path).shape().services
+    except Error:
+        return []
+    return [*(service.name for service in services), "mount"]
+
+
+def run_node_list(path: Path | None) -> None:
     """Print the processes of a cluster."""
-    answer = ask(ClusterDirectory(path).control_path, {"do": "status"}, NODE_TIMEOUT_S)
+    answer = ask(_directory(path).control_path, {"do": "status"}, NODE_TIMEOUT_S)
     for service in answer["services"]:
         pid = service["pid"] or "-"
         print(f"{service['name']:<12} {service['state']:<9} {pid:<8} {service['log']}")

@@ -11,7 +11,7 @@ from hillfire.cluster import Endpoint
 from hillfire.config import format_size
 from hillfire.errors import Code, Error
 from hillfire.local.control import ask
-from hillfire.local.directory import ClusterDirectory, last_cluster_path
+from hillfire.local.directory import ClusterDirectory, last_cluster_path, last_directory
 from hillfire.meta.ops.stat_file_system import stat_file_system
 from hillfire.proto.convert import routing_from_message
 from hillfire.proto.manager_pb2 import GetRoutingRequest
@@ -29,7 +29,7 @@ def run_status(
     path: Path | None, address: str | None, *, as_json: bool, watch: bool, wait_s: float
 ) -> None:
     """Print a cluster's status, once or at each change."""
-    directory = ClusterDirectory(path) if path is not None else None
+    directory = ClusterDirectory(path) if path is not None else _last_local(address)
     where = directory.shape().address if directory else address or last_cluster()
     local = _ask_supervisor(directory)
     connection = connect_manager(where)
@@ -79,6 +79,18 @@ def last_cluster() -> str:
             Code.CONFIGURATION,
             "which cluster? Name it with --dir or --address, or start one with `hillfire up`",
         ) from None
+
+
+def _last_local(address: str | None) -> ClusterDirectory | None:
+    """Return the directory of the cluster started last, if it is the one asked for and it runs."""
+    try:
+        directory = ClusterDirectory(last_directory())
+        if address not in (None, directory.shape().address):
+            return None
+        _ask_supervisor(directory)
+    except Error:
+        return None
+    return directory
 
 
 def _ask_supervisor(directory: ClusterDirectory | None) -> dict[str, Any] | None:

@@ -250,10 +250,30 @@ def last_cluster_path() -> Path:
     return platformdirs.user_state_path("hillfire") / "last-cluster"
 
 
-def remember_last_cluster(address: str) -> None:
-    """Make ``address`` the cluster that this user's clients find by themselves."""
-    path = last_cluster_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"last-cluster.{os.getpid()}")
-    beside.write_text(address + "\n")
-    os.replace(beside, path)
+def last_directory() -> Path:
+    """Return the directory of the cluster that this user started last.
+
+    Raises:
+        Error: CONFIGURATION if there was none.
+    """
+    try:
+        return Path(_last_directory_path().read_text(encoding="utf-8").rstrip("\n"))
+    except OSError:
+        raise Error(
+            Code.CONFIGURATION,
+            "which cluster? Name its directory with --dir, or start one with `hillfire up`",
+        ) from None
+
+
+def remember_last_cluster(address: str, directory: Path) -> None:
+    """Make a cluster the one that this user's clients and commands find by themselves."""
+    pairs = ((last_cluster_path(), address), (_last_directory_path(), str(directory)))
+    for path, text in pairs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text(text + "\n", encoding="utf-8")
+        os.replace(beside, path)
+
+
+def _last_directory_path() -> Path:
+    return last_cluster_path().with_name("last-directory")

@@ -86,7 +86,7 @@ class Supervisor:
             if starting.done():
                 await starting
                 self._serving = True
-                remember_last_cluster(self._shape.address)
+                remember_last_cluster(self._shape.address, self._directory.path)
                 on_serving()
             else:
                 starting.cancel()
@@ -107,6 +107,8 @@ class Supervisor:
                 ports.check_free(self._shape.host, port)
         if self._mountpoint is not None:
             mounts.check_fuse()
+            with suppress(OSError):  # it is there, or the next line says what is wrong with it
+                self._mountpoint.mkdir(parents=True)
             mounts.check_mountpoint(self._mountpoint)
         self._directory.write_configs(self._shape)
         for service in self._services.values():
