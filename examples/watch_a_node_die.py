@@ -3,7 +3,7 @@
 For a local cluster of three or more nodes, started by ``hillfire up``. The node is started again
 at the end, and this waits until it has all replicas again.
 
-    python examples/watch_a_node_die.py --dir DIR [--node storage-102] [--seconds 4]
+    python examples/watch_a_node_die.py [--dir DIR --address HOST:PORT] [--node storage-102]
 """
 
 import argparse
@@ -26,12 +26,12 @@ def command(*arguments: str) -> None:
 def main() -> None:
     """Write numbered blocks, kill, go on, read all back, start the node again."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dir", required=True, help="of the cluster (`hillfire up --dir`)")
+    parser.add_argument("--dir", help="of the cluster [default: the one started last]")
     parser.add_argument("--address", help="of the cluster [default: the one started last]")
     parser.add_argument("--node", default="storage-102", help="which one dies")
     parser.add_argument("--seconds", type=float, default=4, help="how long to write")
     options = parser.parse_args()
-    where = ("--dir", options.dir)
+    where = ("--dir", options.dir) if options.dir else ()
     killer = threading.Thread(target=command, args=("node", "kill", options.node, *where))
     blocks, slowest_s, before = 0, 0.0, 0
     with hillfire.connect(options.address) as fs:

@@ -66,8 +66,7 @@ def test_a_checkpoint_goes_through_a_mount(running: LocalCluster, tmp_path: Path
 
 
 def test_a_node_dies_while_an_example_writes(running: LocalCluster) -> None:
-    where = ["--dir", str(running.directory.path), "--address", running.address]
-    said = run(running, "watch_a_node_die", *ARGUMENTS["watch_a_node_die"], *where)
+    said = run(running, "watch_a_node_die", *ARGUMENTS["watch_a_node_die"])
     after = int(said.split(" of them after the kill")[0].rsplit(" ", 1)[1])
     assert after > 0
     assert "healthy" in said
