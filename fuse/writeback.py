@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from hillfire.client.buffers import Buffers
+from hillfire.client.buffers import POLL_S, Buffers
 from hillfire.errors import Code, Error
 from hillfire.fuse.extents import Dirty, Piece
 from hillfire.proto import meta_pb2 as pb
@@ -27,6 +27,8 @@ MAX_IN_FLIGHT = 16
 IDLE_S = 1.0
 MAX_BYTES_IN_FLIGHT = 24 * 1024 * 1024
 """Of those requests: what becomes ready beyond it waits, and then leaves in larger batches."""
+ROOM_WAIT_S = 60.0
+"""A write waits no longer for memory that no send will free."""
 MAX_BATCH = 32
 """Pieces of one file that leave in one request."""
 MAX_BATCH_BYTES = 4 * 1024 * 1024
@@ -94,18 +96,24 @@ class WriteBehind:
         """Take a write; returns once it is copied.
 
         Raises:
-            Error: what befell an earlier write of the file; TOO_LARGE past the layout's end.
+            Error: what befell an earlier write of the file; TOO_LARGE past the layout's end;
+                TIMED_OUT when memory stays in quarantine.
         """
         file.raise_error()
         end = offset + len(data)
         if end > file.inode.layout.chunk_bytes << 32:
             raise Error(Code.TOO_LARGE, f"no file of this layout reaches offset {end}")
         view, dirty = memoryview(data), file.dirty
+        asked = 0.0
         for index, start, count, at in dirty.cuts(offset, len(view)):
             piece = dirty.open.get(index)
             while piece is None:
                 slot = self._slots.try_acquire(self.piece_bytes)
                 if slot is None:
+                    asked = asked or time.monotonic()
+                    if not self._in_flight and time.monotonic() - asked > ROOM_WAIT_S:
+                        text = f"{self._slots} wait for storage nodes that do not answer"
+                        raise Error(Code.TIMED_OUT, text)
                     await self._make_room()
                     piece = dirty.open.get(index)
                 else:
@@ -158,6 +166,7 @@ class WriteBehind:
                 await waiter
         for piece in file.dirty.truncate(length):
             self._release(piece)
+        self._wake(file)  # whoever waits for a piece that is gone: no send will tell
         await self.settle(file)
 
     async def flush_all(self) -> None:
@@ -240,11 +249,16 @@ class WriteBehind:
                     self._ready.append((file, piece.index))
             if not file.dirty:
                 self._files.pop(file.inode.id, None)
-            waiters, file.waiters = file.waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._wake(file)
             self._pump()
+
+    @staticmethod
+    def _wake(file: DirtyFile) -> None:
+        """Have those look again who wait for pieces of a file."""
+        waiters, file.waiters = file.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _release(self, piece: Piece[Part]) -> None:
         """Give a piece's memory back unless a reader still copies from it."""
@@ -265,9 +279,21 @@ class WriteBehind:
             if budget <= 0:
                 break
         self._pump()
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
         self._room.append(waiter)
-        await waiter
+        # Nobody announces that a quarantine has ended, in which a send that failed left its slot.
+        timer = loop.call_later(POLL_S, self._give_room, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+
+    def _give_room(self, waiter: "asyncio.Future[None]") -> None:
+        if waiter in self._room:
+            self._room.remove(waiter)
+        if not waiter.done():
+            waiter.set_result(None)
 
     def unpin(self, piece: Piece[Part]) -> None:
         """Let go of a piece that a read has copied from."""

@@ -14,6 +14,7 @@ from hillfire.fuse.writeback import DirtyFile, Overlaid, WriteBehind
 from hillfire.layout import DEFAULT_CHUNK_BYTES
 from hillfire.proto import meta_pb2 as pb
 from hillfire.proto.wire.base import MAX_DATA_BYTES, MAX_PARTS, Part
+from hillfire.types import ByteRange
 
 PIECE = 4096
 SLOTS = 4
@@ -180,6 +181,60 @@ def test_truncate_forgets_what_lies_beyond() -> None:
         await behind.truncate(file, 100)
         assert not file.dirty
         assert 10 * PIECE not in storage.sizes and storage.bytes[7][10 * PIECE] == 0
+
+    run(work())
+
+
+def test_truncate_lets_those_go_who_wait_for_what_it_forgets() -> None:
+    async def work() -> None:
+        storage = Storage()
+        behind, file = make(storage)
+        storage.gate.clear()
+        await behind.write(file, 0, b"x" * PIECE)  # full: on its way
+        await behind.write(file, 10, b"y")  # waits for the first to arrive
+        waiting = asyncio.create_task(behind.flush(file))
+        await asyncio.sleep(0)
+        cutting = asyncio.create_task(behind.truncate(file, 0))
+        await asyncio.sleep(0)
+        storage.gate.set()
+        async with asyncio.timeout(2):
+            await cutting
+            await waiting
+
+    run(work())
+
+
+def test_a_writer_hears_when_a_quarantine_has_ended(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        storage = Storage()
+        behind, file = make(storage)
+        region = behind._slots.region
+        storage.error = Error(Code.TIMED_OUT, "no answer")
+        await behind.write(file, 0, b"x" * (SLOTS * PIECE))
+        held = region.quarantine(ByteRange(0, SLOTS * PIECE), False)
+        await behind.settle(file)
+        file.error = storage.error = None
+        writing = asyncio.create_task(behind.write(file, 0, b"y"))
+        done, _ = await asyncio.wait((writing,), timeout=0.02)
+        assert not done, "memory in quarantine was used again"
+        region.release(held)
+        async with asyncio.timeout(2):
+            await writing
+        await behind.flush(file)
+
+    run(work())
+
+
+def test_a_writer_gives_up_on_a_quarantine_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        monkeypatch.setattr(writeback, "ROOM_WAIT_S", 0.0)
+        behind, file = make(Storage())
+        parts = [behind._slots.try_acquire(PIECE) for _ in range(SLOTS)]
+        with pytest.raises(Error) as caught:
+            await behind.write(file, 0, b"y")
+        assert caught.value.code is Code.TIMED_OUT and all(parts)
 
     run(work())
 
