@@ -1,21 +1,13 @@
 """``hillfire mount``: in the foreground as this process, or as one in the background."""
 
-import asyncio
 import dataclasses
 import logging
 from pathlib import Path
 
-from hillfire import config, observe
+from hillfire import config, eventloop, observe
 from hillfire.errors import Code, Error
 from hillfire.local import mounts
 from hillfire.local.process import die_with_parent, say_failed, say_ready
-
-def _uvrun(coro):
-    import os
-    if not os.environ.get("HF_UV"): return asyncio.run(coro)
-    import uvloop
-    class L(uvloop.Loop): pass
-    with asyncio.Runner(loop_factory=L) as r: return r.run(coro)
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +47,7 @@ def run_mount(
                 "the mount needs pyfuse3: `sudo apt-get install fuse3 libfuse3-dev pkg-config gcc "
                 "python3-dev`, then `pip install 'hillfire[mount]'`",
             ) from error
-        _uvrun(run(settings, lambda: say_ready(ready_fd)))
+        eventloop.run(run(settings, lambda: say_ready(ready_fd)))
     except Error as error:
         say_failed(ready_fd, error)
         raise

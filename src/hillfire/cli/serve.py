@@ -9,16 +9,9 @@ import signal
 from pathlib import Path
 from typing import Protocol
 
-from hillfire import config, observe
+from hillfire import config, eventloop, observe
 from hillfire.errors import Code, Error
 from hillfire.local.process import die_with_parent, say_failed, say_ready
-
-def _uvrun(coro):
-    import os
-    if not os.environ.get("HF_UV"): return asyncio.run(coro)
-    import uvloop
-    class L(uvloop.Loop): pass
-    with asyncio.Runner(loop_factory=L) as r: return r.run(coro)
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +36,7 @@ def run_serve(kind: str, path: Path, *, ready_fd: int | None, parent: int | None
         server, name, level = _make(kind, path)
         observe.setup(name, level)
         observe.name_process(name)
-        _uvrun(_serve(server, ready_fd))
+        eventloop.run(_serve(server, ready_fd))
     except Error as error:
         say_failed(ready_fd, error)
         raise
