@@ -80,6 +80,7 @@ class DataPlane:
         if incoming.method == FORWARD:
             forwards = FORWARD_ITEMS.unpack(incoming.body)
             _check(forwards, incoming.sources, _FORWARD_KINDS)
+            _check_forwards(forwards)
             return self._update(forwards, incoming, events.ForwardsArrived)
         raise Error(Code.NOT_SUPPORTED, f"no method {incoming.method} here")
 
@@ -264,6 +265,20 @@ def _check(
         if item.chunk_bytes > MAX_CHUNK_BYTES or item.offset + length > item.chunk_bytes:
             text = f"[{item.offset}, {item.offset + length}) of a chunk of {item.chunk_bytes}"
             raise Error(Code.TOO_LARGE, text)
+
+
+def _check_forwards(items: Sequence[ForwardItem]) -> None:
+    """Verify what only a predecessor says: a target must not stop over what can never be.
+
+    Raises:
+        Error: INVALID.
+    """
+    for item in items:
+        kind = item.kind
+        if not item.version and kind != Kind.REMOVE:  # of what was never there
+            raise Error(Code.INVALID, "no update makes version 0")
+        if kind == Kind.REPLACE and (item.offset or item.post_length != item.length):
+            raise Error(Code.INVALID, f"{item.length} bytes at {item.offset} are no whole chunk")
 
 
 _NOT_SERVING = ReadResult(Code.NOT_SERVING, 0, 0, 0)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from hillfire.cluster import PublicState
 from hillfire.errors import Code, Error
+from hillfire.layout import MAX_CHUNK_BYTES
 from hillfire.proto import cluster_pb2
 from hillfire.proto import storage_pb2 as pb
 from hillfire.proto.dispatch import CallContext
@@ -14,7 +15,7 @@ from hillfire.storage.dataplane import DataPlane
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.base import ChunkMeta, Tag
 from hillfire.storage.targets import Target
-from hillfire.types import ChunkId, InodeId, Version, split_chunk_id
+from hillfire.types import CHUNK_ID_BYTES, ChunkId, InodeId, Version, split_chunk_id
 
 MAX_PAGE = 4096
 TRUNCATE_BATCH = 1024
@@ -45,6 +46,7 @@ class StorageService:
         A repeated call finds the chunks' epochs raised and changes nothing.
         """
         shell = self._serving(request.chain, request.chain_version)
+        _check_chunk_bytes(request.chunk_bytes)
         inode = InodeId(request.inode)
         found = await shell.threads.call(lambda: shell.store.scan_inode(inode))
         items = []
@@ -69,6 +71,7 @@ class StorageService:
     ) -> pb.LastByteReply:
         """Tell where the last chunk of a file on this chain ends, as an offset in the file."""
         shell = self._serving(request.chain, request.chain_version)
+        _check_chunk_bytes(request.chunk_bytes)
         inode = InodeId(request.inode)
         found = await shell.threads.call(lambda: shell.store.scan_inode(inode))
         ends = [
@@ -94,7 +97,7 @@ class StorageService:
     ) -> pb.ListChunksReply:
         """List a page of a syncing target's records for its predecessor."""
         shell = self._target(request.chain).active(request.chain_version)
-        after = ChunkId(request.after) if request.after else None
+        after = _chunk(request.after) if request.after else None
         limit = min(request.limit or MAX_PAGE, MAX_PAGE)
 
         def work() -> tuple[Sequence[tuple[ChunkId, ChunkMeta]], dict[ChunkId, int]]:
@@ -120,12 +123,18 @@ class StorageService:
     async def sync_done(
         self, request: pb.SyncDoneRequest, context: CallContext
     ) -> cluster_pb2.Empty:
-        """Take note that this node's target of a chain is equal to its predecessor's."""
+        """Take note that this node's target of a chain is equal to its predecessor's.
+
+        Tags are taken by a syncing target only: one that serves has its own, and believing
+        another's would answer a write that was never done.
+        """
         target = self._target(request.chain)
         if request.tags:
             shell = target.active(request.chain_version)
+            if shell.replica.state is not PublicState.SYNCING:
+                raise Error(Code.INVALID, f"target {shell.target} is not being brought up to date")
             tags = [
-                (Tag(t.client, t.channel, t.sequence), ChunkId(t.chunk), Version(t.version))
+                (Tag(t.client, t.channel, t.sequence), _chunk(t.chunk), Version(t.version))
                 for t in request.tags
             ]
             await shell.threads.call(lambda: shell.store.remember(tags))
@@ -147,6 +156,27 @@ class StorageService:
         if shell.replica.state is not PublicState.SERVING:
             raise Error(Code.NOT_SERVING, f"target {shell.target} does not serve")
         return shell
+
+
+def _check_chunk_bytes(chunk_bytes: int) -> None:
+    """Refuse a layout that no file has: what was computed with it would cut the wrong bytes.
+
+    Raises:
+        Error: INVALID.
+    """
+    if not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
+        raise Error(Code.INVALID, f"no file has chunks of {chunk_bytes} bytes")
+
+
+def _chunk(name: bytes) -> ChunkId:
+    """Return a chunk's id as a peer sent it.
+
+    Raises:
+        Error: INVALID if it is none.
+    """
+    if len(name) != CHUNK_ID_BYTES:
+        raise Error(Code.INVALID, f"a chunk's id of {len(name)} bytes")
+    return ChunkId(name)
 
 
 def _cut(chunk: ChunkId, meta: ChunkMeta, request: pb.TruncateChunksRequest) -> WriteItem | None:

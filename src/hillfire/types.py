@@ -29,6 +29,7 @@ FILES = 0
 """The name space of file chunks; the KV-cache tier's come after it."""
 
 _CHUNK_ID = Struct(">HQHI")
+CHUNK_ID_BYTES = _CHUNK_ID.size
 
 
 def chunk_id(inode: InodeId, index: int, name_space: int = FILES) -> ChunkId:

@@ -355,7 +355,8 @@ class Replica:
                 self._out.discard.append(operation.chunk)
                 self._answer(operation, Outcome(Code.CHECKSUM))
                 self._finish(operation)
-                if self.state is PublicState.SERVING:
+                # A replacement is all payload: if it does not add up, that is the sender's fault.
+                if self.state is PublicState.SERVING and operation.kind != Kind.REPLACE:
                     wanted = operation.expected
                     self._stop(Code.CORRUPT, f"{operation} made {image}, sender has {wanted}")
                 continue
