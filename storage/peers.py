@@ -19,7 +19,8 @@ from hillfire.types import NodeId
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
-_BROKEN = (Code.CONNECTION, Code.TIMED_OUT, Code.WRONG_PEER_VERSION, Code.UNAUTHENTICATED)
+_BROKEN = (Code.CONNECTION, Code.TIMED_OUT, Code.PROTOCOL)
+"""After these a connection is not used again; one that never came about is not, whatever it was."""
 
 
 class Peers:
@@ -49,7 +50,8 @@ class Peers:
             connection = known[1].result() if known[1].done() else await asyncio.shield(known[1])
             return await connection.request(request, timeout_s)
         except Error as error:
-            if error.code in _BROKEN and self._wires.get(key) is known:
+            usable = known[1].done() and known[1].exception() is None
+            if (not usable or error.code in _BROKEN) and self._wires.get(key) is known:
                 self._drop(key)
             raise
 

@@ -38,6 +38,8 @@ FORWARD_TIMEOUT_S = 10.0
 """Longer than any lease: a successor that is dead has left the chain by then."""
 RETRY_MIN_S = 0.01
 RETRY_MAX_S = 0.2
+QUIET_S = 1.0
+"""Between two lines of the log on failed forwards, which are sent again many times a second."""
 INLINE_BYTES = 16 * 1024
 """Batches with up to this much payload are prepared on the event loop."""
 INLINE_ITEMS = 8
@@ -80,6 +82,8 @@ class TargetShell:
         self._handling = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._back_off_s = RETRY_MIN_S
+        self._failures = 0
+        self._quiet_until = 0.0
 
     # ------------------------------------------------------------------ events
 
@@ -258,7 +262,7 @@ class TargetShell:
             items = [forward_item(o, chain, chain_version) for o, _ in operations]
             parts = [parts_of[operation] for operation, _ in operations]
             await self._send(target, operations, items, parts, self.position)
-        except Error as exc:
+        except Exception as exc:  # a defect too: an update must not wait for ever
             self._not_sent(operations, exc)
         finally:
             for memory in memories:
@@ -281,7 +285,7 @@ class TargetShell:
                 await self._send(target, operations, items, parts, Pools.TRANSFERS)
             finally:
                 span.drop()
-        except Error as exc:
+        except Exception as exc:
             self._not_sent(operations, exc)
 
     async def _send(
@@ -304,6 +308,7 @@ class TargetShell:
         if len(results) != len(operations):
             text = f"{len(results)} answers to {len(operations)} forwards"
             raise Error(Code.PROTOCOL, text)
+        self._back_off_s = RETRY_MIN_S
         self.handle(
             events.Forwarded(
                 [
@@ -313,11 +318,18 @@ class TargetShell:
             )
         )
 
-    def _not_sent(self, operations: Sequence[tuple[Operation, int]], error: Error) -> None:
-        log.info(
-            "event=forward_failed target=%d items=%d code=%s cause=%r",
-            self.target, len(operations), error.code.name, str(error.strerror),
-        )  # fmt: skip
+    def _not_sent(self, operations: Sequence[tuple[Operation, int]], cause: Exception) -> None:
+        self._failures += 1
+        if self._loop.time() >= self._quiet_until:
+            self._quiet_until = self._loop.time() + QUIET_S
+            known = isinstance(cause, Error)
+            log.log(
+                logging.INFO if known else logging.ERROR,
+                "event=forward_failed target=%d items=%d failures=%d cause=%r",
+                self.target, len(operations), self._failures, cause,
+                exc_info=None if known else cause,
+            )  # fmt: skip
+            self._failures = 0
         # Whatever befell the request as a whole, the updates are sent again; a sync's are asked
         # for again by whoever runs it.
         outcome = Outcome(Code.CONNECTION)
@@ -326,7 +338,6 @@ class TargetShell:
     # ------------------------------------------------------------------ the rest
 
     def _replies(self, effect: effects.Replies) -> None:
-        self._back_off_s = RETRY_MIN_S
         self.requests.answer(effect.answers)
 
     def _finish(self, effect: effects.Finish) -> None:
