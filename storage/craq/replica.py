@@ -364,6 +364,11 @@ class Replica:
             self._push(operation)
 
     def _not_prepared(self, operation: Operation, code: Code) -> None:
+        if code is Code.CORRUPT and self.head and self.waits and not self._syncing:
+            # Nobody is before the head to repair it, so another becomes the head: the client's
+            # retry makes a version there that the resync brings here, the whole chunk.
+            self._stop(code, f"the bytes that {operation} builds upon are damaged here")
+            return
         self._answer(operation, Outcome(code))
         self._finish(operation)
         if code is Code.IO or (code is Code.NO_SPACE and self.state is PublicState.SYNCING):

@@ -235,6 +235,32 @@ def test_a_paused_node_answers_nothing_when_it_wakes(cluster: Cluster) -> None:
     other.close()
 
 
+def test_a_write_onto_bytes_damaged_at_the_head_is_done_and_repairs_them(cluster: Cluster) -> None:
+    client = Client(cluster)
+    chunk, data = chunk_id(9, 0), bytearray(os.urandom(200_000))  # type: ignore[arg-type]
+    client.write([(chunk, 0, bytes(data))])
+    head = client.chain().serving[0]
+    node = client.routing.targets[head].node
+    damaged = 0
+    for path in (cluster.directory / str(node) / "targets").rglob("*"):
+        if path.is_file() and (at := path.read_bytes().find(data[:64])) >= 0:
+            with path.open("r+b") as file:
+                file.seek(at + 1000)
+                file.write(bytes([data[1000] ^ 1]))
+            damaged += 1
+    assert damaged == 1
+    assert client.read_at(head, chunk, MIB)[0].code == Code.CORRUPT
+    assert client.read_at(client.chain().serving[1], chunk, MIB)[1] == data
+    data[100:200] = b"y" * 100
+    client.write([(chunk, 100, bytes(data[100:200]))])
+    cluster.wait()
+    client.routing = cluster.routing()
+    for target in client.chain().serving:
+        result, found = client.read_at(target, chunk, MIB)
+        assert result.code == 0 and found == data
+    client.close()
+
+
 def test_a_retry_is_applied_once_and_an_older_sequence_refused(cluster: Cluster) -> None:
     client = Client(cluster)
     chunk = chunk_id(7, 0)  # type: ignore[arg-type]

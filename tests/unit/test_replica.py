@@ -252,6 +252,23 @@ def test_rule_3_a_successor_with_damaged_bytes_is_repaired_with_the_whole_chunk(
     assert talk.answered(A) == [("commit", 2, [(A, 4)])]
 
 
+def test_rule_3_a_head_with_damaged_bytes_leaves_the_chain_to_its_successor():
+    talk = head(metas={A: meta(3)})
+    talk.write((A, 2))
+    said = talk.prepared(A, code=Code.CORRUPT)
+    assert said[0] == ("reply", [(1, 0, Code.NOT_SERVING, 0)])
+    assert said[-1] == ("stop", Code.CORRUPT)
+
+
+@pytest.mark.parametrize("others", [(), ((2, Y),), ((2, OFF),)])
+def test_rule_3_a_head_that_serves_alone_says_that_its_bytes_are_damaged(others):
+    talk = Talk(1, metas={A: meta(3)})
+    talk.chain(2, (1, S), *others)
+    talk.write((A, 2))
+    assert talk.prepared(A, code=Code.CORRUPT)[0] == ("reply", [(1, 0, Code.CORRUPT, 0)])
+    assert talk.replica.stopped is None and not talk.replica.holders
+
+
 def test_rule_3_a_serving_target_takes_a_repair_of_its_own_version_only():
     talk = middle(metas={A: meta(3)})
     assert talk.forward((A, 3), kind=Kind.REPLACE) == [("prepare", [(A, 3)])]
