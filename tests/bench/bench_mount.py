@@ -1,6 +1,7 @@
 """The mount's figures beside their limits, in one run: a local directory, a bare FUSE loop.
 
     tests/bench/bench_mount.py [--nodes 3] [--replicas 3] [--mib 512] [--files 2000] [--rounds 3]
+                               [--peer]
 
 Each row: what, durability, cache state, the median of the rounds for each place, and hillfire's
 share of what the bare loop reached. ``bare`` is pyfuse3 alone, which answers from memory and keeps
@@ -65,21 +66,21 @@ class Table:
         mine = f"hillfire x{replicas}"
         print(
             f"\n{'what':38} {'durability':17} {'cache':5} {'local x1':>12} {'bare':>12}"
-            f" {mine:>12} {'of bare':>8} {'spread':>14}"
+            f" {f'gluster x{replicas}':>12} {mine:>12} {'of bare':>8} {'spread':>14}"
         )
         for (what, durability, cache), by_place in self.figures.items():
             unit = self.unit[what, durability, cache]
             median = {name: statistics.median(each) for name, each in by_place.items()}
             cells = [
                 f"{median[name]:,.0f}{unit}" if name in median else "-"
-                for name in ("local", "bare", "hillfire")
+                for name in ("local", "bare", "glusterfs", "hillfire")
             ]
             share = f"{median['hillfire'] / median['bare']:.0%}" if "bare" in median else "-"
             rounds = by_place["hillfire"]
             spread = f"{min(rounds):,.0f}-{max(rounds):,.0f}"
             print(
                 f"{what:38} {durability:17} {cache:5} {cells[0]:>12} {cells[1]:>12}"
-                f" {cells[2]:>12} {share:>8} {spread:>14}"
+                f" {cells[2]:>12} {cells[3]:>12} {share:>8} {spread:>14}"
             )
 
 
@@ -309,11 +310,13 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", action="store_true", help="GlusterFS too, with as many replicas")
     parser.add_argument("--bare")
     chosen = parser.parse_args()
     if chosen.bare:
         serve_bare(chosen.bare)
         return
+    from tests.bench.peers import glusterfs
     from tests.cluster import cluster
 
     names = ("hillfire", "pyfuse3", "rocksdict", "protobuf")
@@ -325,13 +328,23 @@ def main() -> None:
     try:
         local = home / "local"
         local.mkdir()
-        with cluster(home, nodes=chosen.nodes, replicas=chosen.replicas) as live:
+        with contextlib.ExitStack() as stack:
+            peer: Place | None = None
+            if chosen.peer:
+                try:
+                    root = stack.enter_context(glusterfs(home / "glusterfs", chosen.replicas))
+                    peer = Place("glusterfs", root, chosen.replicas, True)
+                except OSError as exc:
+                    print(f"no peer: {exc}")
+            live = stack.enter_context(cluster(home, nodes=chosen.nodes, replicas=chosen.replicas))
             mount = live.mount(home / "mnt")
             mine = Place("hillfire", mount, chosen.replicas, True)
             for turn in range(chosen.rounds):
                 measure(table, Place("local", local, 1, True), chosen.mib, chosen.files)
                 with bare(home / f"bare{turn}", chosen.mib) as place:
                     measure(table, place, chosen.mib, chosen.files)
+                if peer is not None:
+                    measure(table, peer, chosen.mib, chosen.files)
                 measure(table, mine, chosen.mib, chosen.files)
             live.unmount(mount)
         table.show(chosen.replicas)
