@@ -22,7 +22,7 @@ from hillfire.meta.ops.session import newest_orphan
 from hillfire.meta.replies import Pruner
 from hillfire.meta.storage_client import StorageClient
 from hillfire.meta.tree import erase
-from hillfire.meta.truncates import Truncates
+from hillfire.meta.truncates import Truncates, lengthen
 from hillfire.proto.meta_pb2 import Inode
 
 log = logging.getLogger(__name__)
@@ -142,15 +142,8 @@ class Collector:
 
     def _repair(self, txn: Transaction, key: bytes, then: Inode | None, length: int) -> None:
         txn.clear(key)
-        raw = txn.get(keys.inode_key(then.id)) if then is not None else None
-        if then is None or raw is None:
-            return
-        now = Inode.FromString(raw)
-        if now.epoch == then.epoch and length > now.length:
-            log.info("event=length_repaired inode=%d from=%d to=%d", now.id, now.length, length)
-            now.length = length
-            now.mtime_ns = now.ctime_ns = self._host.now_ns()
-            keys.put_inode(txn, now)
+        if then is not None and txn.get(keys.inode_key(then.id)) is not None:
+            lengthen(txn, then, length, self._host.now_ns())
 
     async def _collect(self) -> None:
         """Remove the orphans that nobody has open and every live client was told of."""

@@ -103,9 +103,20 @@ class MetaService:
         self._settle = self._writing(settle, Inode)
 
     def settle(self, request: SettleRequest, context: CallContext) -> Inode | Awaitable[Inode]:
-        """Settle, and with ``sync`` answer once the disk has it."""
+        """Settle, and with ``sync`` answer once the disk has it.
+
+        A writer that a truncate overtook is answered once its file's length has been measured.
+        """
         inode = self._settle(request, context)
+        overtaken = request.HasField("length") and request.epoch < inode.epoch
+        if overtaken and request.length > inode.length:
+            return self._measured(request, inode, context.timeout_s - ANSWER_MARGIN_S)
         return self._synced(inode) if request.sync else inode
+
+    async def _measured(self, request: SettleRequest, inode: Inode, timeout_s: float) -> Inode:
+        now_ns = self._host.now_ns()
+        inode = await self._truncates.measure(inode, request.length, now_ns, timeout_s)
+        return await self._synced(inode) if request.sync else inode
 
     async def _synced(self, inode: Inode) -> Inode:
         await self._engine.sync()

@@ -1,17 +1,27 @@
 """Truncate, second half: carry out the recorded intents, one inode's in order, and forget them.
 
-Requests do it before they answer; the collector does what a crash or a deadline left.
+Requests do it before they answer; the collector does what a crash or a deadline left. A writer
+that a truncate overtook gets its length from the chunks.
 """
 
 import asyncio
+import logging
 from functools import partial
 
+from hillfire.errors import Code, Error
 from hillfire.meta import intents
-from hillfire.meta.engine.base import Engine
+from hillfire.meta.engine.base import Engine, Transaction
 from hillfire.meta.engine.retry import transact
 from hillfire.meta.intents import Intent
+from hillfire.meta.keys import put_inode
 from hillfire.meta.storage_client import StorageClient
+from hillfire.meta.walk import load
 from hillfire.proto.meta_pb2 import Inode
+
+log = logging.getLogger(__name__)
+
+MEASURES = 4
+"""Cuts that may overtake one measuring of a file."""
 
 
 class Truncates:
@@ -58,3 +68,40 @@ class Truncates:
             else:
                 self._locks[inode.id] = lock, users - 1
         return inode
+
+    async def measure(self, inode: Inode, limit: int, now_ns: int, timeout_s: float) -> Inode:
+        """Give a file the length that its chunks have, up to ``limit``, if that is longer.
+
+        For a writer that did not know of a cut: what it wrote before is gone, what it wrote
+        afterwards is acknowledged and in the chunks, and only they can tell the two apart.
+
+        Raises:
+            Error: what storage failed with last; CONFLICT when cuts follow one another.
+        """
+        for _ in range(MEASURES):
+            await self.finish(inode, timeout_s)
+            layout = inode.layout
+            length = await self._storage.last_byte(
+                inode.id, layout.chunk_bytes, layout.chains, timeout_s
+            )
+            then = inode
+            change = partial(lengthen, then=then, length=min(length, limit), now_ns=now_ns)
+            inode = transact(self._engine, change)
+            if inode.epoch == then.epoch:
+                return inode
+        raise Error(Code.CONFLICT, f"inode {inode.id} is being cut over and over")
+
+
+def lengthen(txn: Transaction, then: Inode, length: int, now_ns: int) -> Inode:
+    """Make a file as long as its chunks were found, unless it was cut since ``then``.
+
+    Raises:
+        Error: STALE when it is gone.
+    """
+    inode = load(txn, then.id)
+    if inode.epoch == then.epoch and length > inode.length:
+        log.info("event=length_repaired inode=%d from=%d to=%d", inode.id, inode.length, length)
+        inode.length = length
+        inode.mtime_ns = inode.ctime_ns = now_ns
+        put_inode(txn, inode)
+    return inode

@@ -13,7 +13,8 @@ from hillfire.proto.meta_pb2 import REGULAR, Inode, SettleRequest
 def settle(txn: Transaction, request: SettleRequest, host: Host) -> Inode:
     """Return the inode after the length, the time and the session are settled.
 
-    A length from before a truncate is ignored: the bytes that it speaks of are gone.
+    A length from before a truncate is ignored: the bytes that it speaks of may be gone. What is
+    there all the same is measured afterwards (``truncates.py``).
 
     Raises:
         Error: STALE, INVALID for anything but a regular file, TOO_LARGE.

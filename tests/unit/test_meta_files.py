@@ -120,6 +120,30 @@ def test_settle_only_grows_and_ignores_older_epochs() -> None:
         assert w.settle(1, sync=True) == w.stat(1), "a directory's fsync"
 
 
+def test_a_writer_that_a_truncate_overtook_gets_the_length_of_its_chunks() -> None:
+    with world() as w:
+        file = w.create(b"f", 0o644, client(3))
+        assert w.settle(file.id, client(3), length=100).length == 100
+        assert w.truncate(file.id, 0, client(4)).epoch == 1
+        w.storage.lengths = {file.id: 300}
+        assert w.settle(file.id, client(3), length=50).length == 50, "not beyond what it wrote"
+        assert w.settle(file.id, client(3), length=400, sync=True, close=True).length == 300
+        assert w.stat(file.id).length == 300
+        w.storage.failure = Error(Code.UNAVAILABLE, "no head")
+        with fails(Code.UNAVAILABLE):
+            w.settle(file.id, client(3), length=400)
+        w.storage.failure = None
+
+        async def cut_again() -> None:
+            if w.stat(file.id).epoch == 1:
+                await w.start("Truncate", pb.TruncateRequest(caller=client(4), inode=file.id))
+                w.storage.lengths = {file.id: 7}
+
+        w.storage.lengths = {file.id: 350}
+        w.storage.meanwhile = cut_again
+        assert w.settle(file.id, client(3), length=400).length == 7
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_settle_with_sync_waits_for_the_disk(kind: str) -> None:
     with world(kind) as w:
