@@ -214,19 +214,18 @@ def forget(paths: Iterator[Path]) -> None:
 
 def next_steps(options: argparse.Namespace) -> None:
     """Say how to go on and how to stop."""
-    hillfire = options.hillfire
+    mount, directory = options.mount, options.dir
     rows = [
-        ("your files", f"ls {options.mount}/checkpoints/latest/"),
-        (
-            "check them",
-            f"(cd {options.mount}/checkpoints/latest && sha256sum --quiet -c SHA256SUMS)",
-        ),
-        ("from Python", f"{sys.executable} -c '{PYTHON}'"),
-        ("watch", f"{hillfire} status --dir {options.dir} --watch"),
-        ("another crash", f"{hillfire} node crash storage-101 --dir {options.dir}"),
-        ("stop", f"{hillfire} down --dir {options.dir}"),
-        ("start again", f"{hillfire} up --dir {options.dir} --mount {options.mount} --detach"),
-        ("remove it all", f"{hillfire} down --dir {options.dir}; rm -r {options.dir}"),
+        ("first", f"source {Path(options.hillfire).parent}/activate"),
+        ("your files", f"ls {mount}/checkpoints/latest/"),
+        ("check them", f"(cd {mount}/checkpoints/latest && sha256sum --quiet -c SHA256SUMS)"),
+        ("from Python", f"python -c '{PYTHON}'"),
+        ("watch", "hillfire status --watch"),
+        ("another crash", "hillfire node crash storage-101"),
+        ("examples", "python examples/data_loader.py   (and the others there)"),
+        ("stop", "hillfire down"),
+        ("start again", f"hillfire up --dir {directory} --mount {mount} --detach"),
+        ("remove it all", f"hillfire down; rm -r {directory} && rmdir {mount}"),
     ]
     console.print("[bold]It is yours now[/bold]")
     for what, command in rows:
@@ -250,7 +249,13 @@ class _bar:
 
     def __init__(self, text: str, total: int) -> None:
         columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn())
-        self._progress = Progress(*columns, TransferSpeedColumn(), console=console, transient=True)
+        self._progress = Progress(
+            *columns,
+            TransferSpeedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._task = self._progress.add_task(text, total=total)
 
     def __enter__(self) -> "_bar":
