@@ -45,6 +45,8 @@ class Stream:
         self._asked_at = core.clock()
         self._extent = core.extent(inode)
         self._unsettled = False
+        self._epoch = 0
+        """of the inode when ``_unsettled`` began"""
         self._buffer = WriteBuffer(core, self._extent, self._reserve if append else None)
         self._ahead = ReadAhead(core)
 
@@ -182,7 +184,7 @@ class Stream:
         """Write from the position on (append mode: at the end), and move it."""
         if self._ahead:
             yield from self._ahead.forget()
-        self._unsettled = self._unsettled or bool(data)
+        self._unsettle(bool(data))
         yield from self._buffer.add(self.position, data)
         if not self.append:
             self.position += len(data)
@@ -206,8 +208,14 @@ class Stream:
     def wrote(self, start: int, end: int) -> None:
         """Note bytes that were written past the buffer (batches)."""
         self._buffer.sent(start, end)
-        self._unsettled = True
+        self._unsettle()
         self.length = max(self.length, end)
+
+    def _unsettle(self, more: bool = True) -> None:
+        """Note whether there is more to settle, and the epoch that its length speaks of."""
+        if more and not self._unsettled:
+            self._unsettled = True
+            self._epoch = self.inode.epoch
 
     # --- what the name space must know
 
@@ -232,6 +240,7 @@ class Stream:
             inode=self.inode.id, epoch=self.inode.epoch, sync=sync, close=close
         )
         if self._unsettled:
+            request.epoch = self._epoch
             request.length = self._buffer.dirty_end
             request.mtime_ns = self._core.wall_ns()
         inode = yield from self._core.meta("Settle", request)

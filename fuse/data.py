@@ -63,9 +63,6 @@ class Data(Names):
         node = self.nodes.learn(reply, asked, mutation=truncate)
         if truncate:
             node.unsynced = EVERYTHING
-        if truncate and node.file is not None:
-            node.file.unsettled = False
-            node.file.length, node.file.mtime_ns = reply.length, reply.mtime_ns
         number = self._opened(node, writable, caller)
         identity = node.identity()
         keep = node.cached_as == identity
@@ -188,12 +185,13 @@ class Data(Names):
         file = node.file
         if file is None:
             return
+        stored = file.length, file.mtime_ns
         if file.dirty or file.error is not None:
             await self.behind.flush(file)
         if file.unsettled:
             session, handle.session = handle.session, False
             try:
-                await self.settle(node, close=session)
+                await self.settle(node, close=session, stored=stored)
             except Error:
                 handle.session = session
                 raise
@@ -205,8 +203,9 @@ class Data(Names):
         change need not be.
         """
         node = self.handles.file(number).node
-        file = node.file
+        file, stored = node.file, None
         if file is not None:
+            stored = file.length, file.mtime_ns
             await self.behind.flush(file)
         span, length = node.unsynced, node.length
         tasks = []
@@ -215,7 +214,7 @@ class Data(Names):
         news = file is not None and file.unsettled
         longer = file is not None and file.length > node.inode.length
         if not self.durable or longer or (news and not data_only):
-            tasks.append(self.settle(node, sync=True))
+            tasks.append(self.settle(node, sync=True, stored=stored))
         await asyncio.gather(*tasks)
         if node.unsynced is span:  # else it was written to meanwhile
             node.unsynced = None

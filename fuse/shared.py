@@ -90,12 +90,19 @@ class Shared:
         return self.nodes.learn(await self.client.meta("Stat", pb.StatRequest(inode=inode)), asked)
 
     async def settle(
-        self, node: Node, *, sync: bool = False, close: bool = False, anyway: bool = False
+        self,
+        node: Node,
+        *,
+        sync: bool = False,
+        close: bool = False,
+        anyway: bool = False,
+        stored: tuple[int, int] | None = None,
     ) -> None:
         """Tell the metadata service the length and time of change of what was written here.
 
         ``sync`` makes it durable; ``close`` ends one write session. ``anyway``: also when there
-        is nothing to tell.
+        is nothing to tell. ``stored``: how far to tell it, if writes may have come meanwhile that
+        are not stored: whoever read them there would find zeros, and be told of no change later.
         """
         file = node.file
         news = file is not None and file.unsettled
@@ -107,8 +114,8 @@ class Shared:
         )  # fmt: skip
         length = mtime_ns = 0
         if file is not None and file.unsettled:
-            length, mtime_ns = file.length, file.mtime_ns
-            request.length, request.mtime_ns = length, mtime_ns
+            length, mtime_ns = stored or (file.length, file.mtime_ns)
+            request.length, request.mtime_ns, request.epoch = length, mtime_ns, file.epoch
         asked = self.nodes.tick()
         before = self.changes
         inode = await self.client.meta("Settle", request)

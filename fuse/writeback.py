@@ -41,8 +41,8 @@ Send = Callable[["DirtyFile", list[tuple[int, Part]]], Awaitable[None]]
 class DirtyFile:
     """What this mount has written to a file, as long as anybody here has it open."""
 
-    __slots__ = ("dirty", "error", "inode", "length", "mtime_ns", "touched", "unsettled", "waiters",
-                 "wanted")  # fmt: skip
+    __slots__ = ("dirty", "epoch", "error", "inode", "length", "mtime_ns", "touched", "unsettled",
+                 "waiters", "wanted")  # fmt: skip
 
     def __init__(self, inode: pb.Inode, piece_bytes: int) -> None:
         """Begin clean, with the inode as the metadata service knows it."""
@@ -54,6 +54,8 @@ class DirtyFile:
         self.mtime_ns = inode.mtime_ns
         self.unsettled = False
         """``length`` and ``mtime_ns`` are newer than what the metadata service was told"""
+        self.epoch = inode.epoch
+        """of the inode, as far as was known when ``unsettled`` began: ``length`` speaks of it"""
         self.touched = 0.0
         self.waiters: list[asyncio.Future[None]] = []
 
@@ -100,6 +102,8 @@ class WriteBehind:
                 TIMED_OUT when memory stays in quarantine.
         """
         file.raise_error()
+        if not file.unsettled:
+            file.epoch = file.inode.epoch
         end = offset + len(data)
         if end > file.inode.layout.chunk_bytes << 32:
             raise Error(Code.TOO_LARGE, f"no file of this layout reaches offset {end}")

@@ -55,6 +55,24 @@ def test_open_here_removed_there(here: Path, root: Path, second: Path) -> None:
     assert os.listdir(there) == []
 
 
+def test_what_is_written_after_a_truncate_elsewhere_stays(
+    here: Path, root: Path, second: Path
+) -> None:
+    there = second / here.relative_to(root)
+    with open(here / "f", "wb", buffering=0) as file:
+        file.write(b"a" * 1_000_000)
+        os.fsync(file.fileno())
+        os.truncate(there / "f", 0)
+        file.write(b"b" * 1000)
+    assert (there / "f").read_bytes() == bytes(1_000_000) + b"b" * 1000
+    with open(here / "f", "r+b", buffering=0) as file:
+        file.write(b"c" * 1000)
+        os.truncate(there / "f", 0)
+        os.fsync(file.fileno())  # its bytes are sent again, after the cut
+        os.truncate(there / "f", 10)
+    assert (there / "f").read_bytes() == b"c" * 10
+
+
 def test_what_was_written_is_stored_when_the_mount_ends(
     live: LocalCluster, here: Path, root: Path
 ) -> None:
