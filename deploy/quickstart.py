@@ -23,6 +23,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from hillfire.errors import Error
+from hillfire.local.directory import ClusterDirectory, last_directory
+
 MIB = 1 << 20
 BLOCK = 4 * MIB
 VICTIM = "storage-102"
@@ -216,7 +219,7 @@ def next_steps(options: argparse.Namespace) -> None:
     """Say how to go on and how to stop."""
     mount, directory = options.mount, options.dir
     rows = [
-        ("first", f"source {Path(options.hillfire).parent}/activate"),
+        ("first", f"source {Path(options.hillfire).parent}/activate{_which(directory)}"),
         ("your files", f"ls {mount}/checkpoints/latest/"),
         ("check them", f"(cd {mount}/checkpoints/latest && sha256sum --quiet -c SHA256SUMS)"),
         ("from Python", f"python -c '{PYTHON}'"),
@@ -230,6 +233,15 @@ def next_steps(options: argparse.Namespace) -> None:
     console.print("[bold]It is yours now[/bold]")
     for what, command in rows:
         console.print(f"  {what:<14}{command}", soft_wrap=True)
+
+
+def _which(directory: Path) -> str:
+    """Return what makes the commands find the cluster if it is not the one started last."""
+    with contextlib.suppress(Error):
+        if last_directory() == directory.absolute():
+            return ""
+    address = ClusterDirectory(directory).shape().address
+    return f"; export HILLFIRE_DIR={directory} HILLFIRE_ADDRESS={address}"
 
 
 def _write_all(fd: int, piece: bytes) -> None:

@@ -166,7 +166,10 @@ def down(directory: Running = None) -> None:
 @app.command(rich_help_panel=ANY)
 def status(
     directory: Annotated[
-        Path | None, typer.Option("--dir", help="Of a cluster on this machine: shows pids too.")
+        Path | None,
+        typer.Option(
+            "--dir", envvar="HILLFIRE_DIR", help="Of a cluster on this machine: shows pids too."
+        ),
     ] = None,
     address: Annotated[
         str | None,

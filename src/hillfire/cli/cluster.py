@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from hillfire.errors import Error
 from hillfire.local.control import ask
@@ -103,7 +104,7 @@ def _keep_up_quietly(
     observe.setup("supervisor")
     serving = False
 
-    def progress(text: str, *, done: bool = False) -> None:
+    def progress(text: str, *, done: bool = False, bad: bool = False) -> None:
         if not serving:
             with contextlib.suppress(OSError):
                 os.write(ready_fd, json.dumps({"text": text, "done": done}).encode() + b"\n")
@@ -126,7 +127,9 @@ def run_down(path: Path | None) -> None:
     directory = _directory(path)
     console = Console()
     with console.status("stopping"):
-        ask(directory.control_path, {"do": "stop"}, DOWN_TIMEOUT_S)
+        answer = ask(directory.control_path, {"do": "stop"}, DOWN_TIMEOUT_S)
+    for warning in answer.get("warnings", ()):
+        console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
     console.print(f"stopped; the data stays in {directory.path}", soft_wrap=True)
 
 
@@ -175,8 +178,10 @@ class _Steps:
     def __exit__(self, *_: object) -> None:
         self._status.stop()
 
-    def __call__(self, text: str, *, done: bool = False) -> None:
-        if done:
+    def __call__(self, text: str, *, done: bool = False, bad: bool = False) -> None:
+        if bad:
+            self._console.print("[yellow]![/yellow]", escape(text), soft_wrap=True, highlight=False)
+        elif done:
             self._console.print("[green]✓[/green]", text, soft_wrap=True, highlight=False)
         else:
             self._status.update(text)

@@ -62,8 +62,17 @@ def connect_manager(address: str) -> BlockingConnection:
         raise Error(
             error.code,
             f"no cluster manager answers at {address} ({error.strerror}): start the cluster with "
-            "`hillfire up`, or name another one with --address",
+            f"`hillfire up{_directory_option(address)}`, or name another one with --address",
         ) from error
+
+
+def _directory_option(address: str) -> str:
+    """Return " --dir DIR" for the cluster started last, for a command to be typed."""
+    try:
+        directory = ClusterDirectory(last_directory())
+        return f" --dir {directory.path}" if directory.shape().address == address else ""
+    except Error:
+        return ""
 
 
 def last_cluster() -> str:
