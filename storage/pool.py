@@ -110,8 +110,12 @@ class Pool:
         self._watch()
         try:
             return await asyncio.wait_for(future, timeout_s)
-        except TimeoutError as exc:
-            raise Error(Code.OVERLOADED, f"no {length} bytes of memory came free") from exc
+        except BaseException as exc:
+            if future.done() and not future.cancelled():
+                future.result().drop()  # it came in the same moment
+            if isinstance(exc, TimeoutError):
+                raise Error(Code.OVERLOADED, f"no {length} bytes of memory came free") from exc
+            raise
 
     def give_back(self, offset: int, length: int) -> None:
         """Take a range back, or keep it aside while a forward given up may still read it."""

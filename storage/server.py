@@ -30,6 +30,9 @@ from hillfire.types import ChainId, NodeId, TargetId
 
 log = logging.getLogger(__name__)
 
+KEEP_TAGS_S = 3600.0
+"""How long an idle client's tags are kept at least: far longer than any operation's time-out."""
+
 
 class StorageServer:
     """Serves the targets that the routing assigns to this node."""
@@ -43,9 +46,8 @@ class StorageServer:
         self._wire: WireServer | None = None
         self._grpc: GrpcServer | None = None
         self._membership: Membership | None = None
-        self.failed = asyncio.Event()
-        """set when the manager has expelled this process, which then has to end"""
         self._starting: set[asyncio.Task[None]] = set()
+        self._forgetting: asyncio.Task[None] | None = None
         self._closing = False
         self.failed = asyncio.Event()
         """set when the cluster takes this process no more: it has to end"""
@@ -107,6 +109,7 @@ class StorageServer:
                 path = config.directory / "cluster"
                 path.write_text(self._membership.cluster + "\n")
             await asyncio.gather(*self._starting)
+            self._forgetting = asyncio.create_task(self._forget(), name="forget-tags")
         except BaseException:
             await self.stop()
             raise
@@ -118,7 +121,7 @@ class StorageServer:
         self._closing = True
         if self._membership is not None:
             await self._membership.stop()
-        for task in list(self._starting):
+        for task in [*self._starting, *([self._forgetting] if self._forgetting else [])]:
             task.cancel()
         for target in self.targets.values():
             await target.stop()
@@ -152,6 +155,17 @@ class StorageServer:
             raise Error(Code.BUSY, text) from exc
         path = directory / "cluster"
         return path.read_text().strip() if path.exists() else ""
+
+    async def _forget(self) -> None:
+        """Now and then forget the tags of clients that are idle, most of which are gone."""
+        while True:
+            await asyncio.sleep(KEEP_TAGS_S)
+            for target in list(self.targets.values()):
+                if target.shell is not None:
+                    try:
+                        await target.shell.forget_idle()
+                    except Error as exc:
+                        log.warning("event=tags_kept target=%d cause=%r", target.id, exc.strerror)
 
     # ------------------------------------------------------------------ requests
 

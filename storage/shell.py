@@ -114,6 +114,17 @@ class TargetShell:
         """Stop, because the store failed."""
         self.handle(events.StoreFailed(error.code, error.strerror or error.code.name))
 
+    async def forget_idle(self) -> None:
+        """Drop the tags of clients of whom nothing was done since the last call but one.
+
+        Raises:
+            Error: IO.
+        """
+        idle = self.replica.channels.turn()
+        if idle and self.replica.stopped is None:
+            self.handle(events.SessionsEnded(idle))
+            await self.threads.call(lambda: self.store.forget_clients(idle))
+
     async def drained(self) -> None:
         """Wait until no thread and no forward works for this life any more."""
         for task in list(self._tasks):

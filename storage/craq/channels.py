@@ -25,6 +25,8 @@ class Channels:
         """Restore the table from the store."""
         self._done: dict[tuple[int, int], tuple[int, Outcome]] = {}
         self.flying: dict[Tag, Operation] = {}
+        self._busy: set[int] = set()
+        """clients of whom something was done since the last turn"""
         self._lookup = lookup
         self.adopt(tags)
 
@@ -35,6 +37,7 @@ class Channels:
             if known is not None and known[0] >= tag.sequence:
                 continue
             meta = self._lookup(chunk)
+            self._busy.add(tag.client)
             same = meta is not None and meta.version == version
             outcome = Outcome(0, version, meta.length, meta.checksum) if same and meta else None
             self._done[tag.client, tag.channel] = tag.sequence, outcome or Outcome(0, version)
@@ -48,6 +51,7 @@ class Channels:
         tag, image = operation.tag, operation.image
         if tag.client == INTERNAL or image is None:
             return
+        self._busy.add(tag.client)
         result = Outcome(0, operation.version, image.length, image.checksum)
         self._done[tag.client, tag.channel] = tag.sequence, result
 
@@ -58,6 +62,17 @@ class Channels:
             return False
         operation.waiters.append(waiter)
         return True
+
+    def turn(self) -> set[int]:
+        """Begin a new turn; return the clients of whom nothing was done in all of the last one.
+
+        A retry comes within its operation's time-out: turns that are much longer make sure that
+        these retry nothing any more, whether or not anybody saw their end.
+        """
+        under_way = {tag.client for tag in self.flying}
+        idle = {client for client, _ in self._done} - self._busy - under_way
+        self._busy = set()
+        return idle
 
     def forget(self, clients: Iterable[int]) -> None:
         """Drop what belongs to clients whose sessions ended."""

@@ -379,6 +379,20 @@ def test_rule_5_is_looked_at_again_once_the_lock_is_held():
     assert talk.committed(A)[0] == ("reply", [(2, 0, Code.OK, 2), (2, 1, Code.STALE, 0)])
 
 
+def test_rule_5_who_is_idle_for_a_whole_turn_is_forgotten():
+    talk = tail(tags=[(Tag(9, 0, 1), B, 1)])
+    channels = talk.replica.channels
+    talk.forward((A, 1))
+    talk.prepared(A)
+    assert channels.turn() == set(), "restored in this turn"
+    assert channels.turn() == {9}, "client 1 has an update under way"
+    talk.committed(A)
+    assert channels.turn() == {9}
+    assert channels.turn() == {1, 9}
+    talk.say(events.SessionsEnded({9}))
+    assert channels.last(Tag(9, 0, 1)) is None and channels.last(Tag(1, 0, 1))
+
+
 def test_rule_6_a_new_tail_commits_what_is_pending():
     talk = middle()
     talk.forward((A, 1))
