@@ -18,12 +18,23 @@ def main() -> None:
     except Error as error:
         _fail(str(error.strerror or error))
     except OSError as error:
-        _fail(str(error))
+        _fail(
+            str(error) if _has_directory() else f"{error}: this directory is gone; `cd` elsewhere"
+        )
     except Exception as error:
         _fail(
             f"unexpected {type(error).__name__}: {error}\n"
             "This is a defect of hillfire; HILLFIRE_DEBUG=1 shows where."
         )
+
+
+def _has_directory() -> bool:
+    """Tell whether the working directory is there: it may lie on a mount that has ended."""
+    try:
+        os.stat(".")
+    except OSError:
+        return False
+    return True
 
 
 def _fail(message: str) -> None:
