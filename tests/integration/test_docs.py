@@ -143,8 +143,8 @@ def test_three_hosts_as_written(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        for process in processes:
-            assert process.wait(20) == 0
+        ends = [process.wait(20) for process in processes]
+    assert ends == [0] * len(processes)
 
 
 def _wait_listening(address: str) -> None:
