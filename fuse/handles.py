@@ -75,7 +75,7 @@ class Node:
     def identity(self) -> tuple[int, int, int]:
         """Return what changes whenever the contents do."""
         inode = self.inode
-        return inode.epoch, inode.length, inode.mtime_ns
+        return inode.epoch, inode.length, inode.ctime_ns  # mtime may be set back by anyone
 
 
 class Nodes:

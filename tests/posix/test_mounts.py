@@ -37,6 +37,18 @@ def test_close_to_open(here: Path, root: Path, second: Path) -> None:
             assert file.read() == more + data[700_000:] + b"tail"
 
 
+def test_close_to_open_whatever_the_times_say(here: Path, root: Path, second: Path) -> None:
+    there = second / here.relative_to(root)
+    (here / "f").write_bytes(b"old!" * 1000)
+    for _ in range(2):
+        assert (there / "f").read_bytes() == b"old!" * 1000
+    before = os.stat(here / "f")
+    with open(here / "f", "r+b") as file:
+        file.write(b"new!" * 1000)
+    os.utime(here / "f", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (there / "f").read_bytes() == b"new!" * 1000
+
+
 def test_names_of_another_mount(here: Path, root: Path, second: Path) -> None:
     there = second / here.relative_to(root)
     (here / "a").write_text("1")
