@@ -137,6 +137,9 @@ def run_node(name: str, path: Path | None, action: str) -> None:
     """Take one process of a cluster down or up."""
     request = {"do": "node", "name": name, "action": action}
     answer = ask(_directory(path).control_path, request, NODE_TIMEOUT_S)
+    if action == "crash" and answer["was"]:
+        print(f"{name} was killed (pid {answer['was']}); the supervisor starts it again")
+        return
     before = f" (was pid {answer['was']})" if answer.get("was") else ""
     now = f" with pid {answer['pid']}" if answer.get("pid") else before
     print(f"{name} is {answer['state']}{now}")
