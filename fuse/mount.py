@@ -5,6 +5,7 @@ Which binding speaks to the kernel is chosen here and known nowhere else.
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hillfire.client.aio import Client
-from hillfire.config import MountConfig
+from hillfire.config import MountConfig, format_size
 from hillfire.errors import Code, Error
 from hillfire.fuse.operations import Operations
+from hillfire.fuse.writeback import WriteBehind
 from hillfire.types import ROOT_INODE
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,17 @@ log = logging.getLogger(__name__)
 READ_AHEAD_KIB = 4096
 """The kernel's read-ahead: four requests of 1 MiB under way for a sequential reader."""
 UNMOUNT_S = 10.0
+STALL_S = 8.0
+"""A mount that ends gives up on what was written last when for so long nothing of it is stored."""
+FINISH_S = 5.0
+"""For what is left to tell the metadata service then."""
 LINGER_S = 3.0
 """How long files that are still open are served after a lazy unmount."""
+NAMED = 8
+"""Files that a message names."""
 FSTYPE = "hillfire"
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 async def run(config: MountConfig, ready: Callable[[], None]) -> None:
@@ -37,7 +47,8 @@ async def run(config: MountConfig, ready: Callable[[], None]) -> None:
 
     Raises:
         Error: CONFIGURATION with cause and remedy when it cannot be mounted, UNAVAILABLE when
-            no manager answers.
+            no manager answers; IO, once it was told to end, if something that was written could
+            not be stored.
     """
     mountpoint = check(config.mountpoint)
     client = await Client.connect(
@@ -57,7 +68,7 @@ async def _serve(
     from hillfire.fuse import binding_pyfuse3 as binding
 
     binding.attach(operations, str(mountpoint), options(config))
-    loop, ended = asyncio.get_running_loop(), False
+    loop, ended, told = asyncio.get_running_loop(), False, False
     serving = asyncio.create_task(binding.serve(), name="fuse")
     idle = asyncio.create_task(_flush_idle(operations), name="write-behind")
     stop = asyncio.Event()
@@ -72,11 +83,12 @@ async def _serve(
         if serving.done():
             ended = True
         else:
+            told = True
             log.info("unmounting mountpoint=%s", mountpoint)
-            await _within(config.io_timeout_s, operations.behind.flush_all())
+            await _store(operations.behind)
             ended = await asyncio.to_thread(unmount, mountpoint)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LINGER_S):
+                async with asyncio.timeout(0 if operations.behind.lost else LINGER_S):
                     await asyncio.shield(serving)
         if serving.done():
             serving.result()
@@ -86,11 +98,41 @@ async def _serve(
             binding.stop()
             await asyncio.wait((serving,), timeout=UNMOUNT_S)
         try:
-            await _within(config.io_timeout_s, operations.finish())
+            if not operations.behind.lost:
+                await _store(operations.behind)
+            lost = bool(operations.behind.lost)
+            await _within(FINISH_S if lost else config.io_timeout_s, operations.finish())
         finally:
             binding.detach(unmount=not ended)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+    if operations.behind.lost and told:
+        raise Error(Code.IO, _loss(operations.behind))
+
+
+async def _store(behind: WriteBehind) -> None:
+    """Store what was written, for as long as the cluster takes some of it."""
+    storing = asyncio.create_task(behind.flush_all())
+    left = behind.unsent()
+    while not (await asyncio.wait((storing,), timeout=STALL_S))[0]:
+        before, left = left, behind.unsent()
+        if sum(left.values()) >= sum(before.values()):
+            storing.cancel()
+            await asyncio.wait((storing,))
+            behind.lost.update(left)
+            log.error("what was written last is lost: %s", _loss(behind))
+            return
+
+
+def _loss(behind: WriteBehind) -> str:
+    """Say what could not be stored."""
+    unsent, lost = behind.unsent(), sorted(behind.lost)
+    names = ", ".join(map(str, lost[:NAMED])) + (", ..." if len(lost) > NAMED else "")
+    size = f"{format_size(sum(unsent.values()))} written to " if unsent else "something written to "
+    return (
+        f"{size}{len(lost)} open file{'s' * (len(lost) > 1)} (inode {names}) could not be stored "
+        "and is lost: the storage nodes did not take it; what fsync or close had confirmed is safe"
+    )
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
@@ -98,7 +140,7 @@ async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
     try:
         await asyncio.wait_for(work, seconds)
     except TimeoutError:
-        log.error("what was written last is lost: the cluster did not take it in %.0f s", seconds)
+        log.error("the metadata service did not answer in %.0f s", seconds)
 
 
 async def _flush_idle(operations: Operations) -> None:
@@ -159,7 +201,16 @@ def mounted_as(mountpoint: Path) -> str | None:
 
 
 def unmount(mountpoint: Path) -> bool:
-    """Unmount, lazily if something still uses it; tell whether it is gone."""
+    """Unmount, lazily if something still uses it; tell whether it is gone.
+
+    Root asks the kernel itself: umount(8) looks at the directory first, which only this mount,
+    whose cluster may be gone, could answer.
+    """
+    if os.geteuid() == 0:
+        for flags in (0, _MNT_DETACH):
+            if _LIBC.umount2(os.fsencode(mountpoint), flags | _UMOUNT_NOFOLLOW) == 0:
+                return True
+            log.info("unmount flags=%d error=%s", flags, os.strerror(ctypes.get_errno()))
     for command in _unmounters(mountpoint):
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(command, capture_output=True, timeout=UNMOUNT_S)
@@ -171,10 +222,7 @@ def unmount(mountpoint: Path) -> bool:
 
 def _unmounters(mountpoint: Path) -> list[list[str]]:
     where = str(mountpoint)
-    helper = [["fusermount3", "-u", where], ["fusermount3", "-u", "-z", where]]
-    if os.geteuid() == 0:
-        return [["umount", where], ["umount", "-l", where], *helper]
-    return helper
+    return [["fusermount3", "-u", where], ["fusermount3", "-u", "-z", where]]
 
 
 def _tune(mountpoint: Path) -> None:

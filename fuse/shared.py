@@ -201,9 +201,14 @@ class Shared:
         await self.client.meta(name, request)
 
     async def finish(self) -> None:
-        """Store and settle everything, as the mount ends."""
-        await self.behind.flush_all()
+        """Settle everything that is stored, as the mount ends.
+
+        A file of which bytes are lost keeps the length that its chunks have.
+        """
         for handle in list(self.handles.files.values()):
+            file = handle.node.file
+            if file is not None and (file.dirty or file.inode.id in self.behind.lost):
+                continue
             session, handle.session = handle.session, False
             await self._quietly(self.settle(handle.node, close=session))
         while self._late or self._background:

@@ -87,6 +87,8 @@ class WriteBehind:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._bytes_in_flight = 0
         self._room: list[asyncio.Future[None]] = []
+        self.lost: set[int] = set()
+        """inodes of which something was not stored, and nobody is left to be told"""
 
     def __repr__(self) -> str:
         """Tell how much waits and how much is on its way."""
@@ -174,12 +176,23 @@ class WriteBehind:
         await self.settle(file)
 
     async def flush_all(self) -> None:
-        """Store everything, as the mount ends; errors are logged."""
+        """Store everything, as the mount ends; errors are logged and counted as ``lost``."""
         for file in list(self._files.values()):
             try:
                 await self.flush(file)
             except Error as exc:
+                self.lost.add(file.inode.id)
                 log.error("lost inode=%d error=%s", file.inode.id, exc)
+
+    def unsent(self) -> dict[int, int]:
+        """Return how many bytes of each inode are not stored yet."""
+        return {
+            number: sum(
+                self._size(piece)
+                for piece in (*file.dirty.sending.values(), *file.dirty.open.values())
+            )
+            for number, file in self._files.items()
+        }
 
     def flush_idle(self, older_than_s: float = IDLE_S) -> None:
         """Start sending what nobody has written to for a while; called by a timer."""

@@ -245,6 +245,21 @@ def _check_shape(wanted: Shape) -> None:
         )
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds the lock file of its data directory."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def last_cluster_path() -> Path:
     """Return the file with the address that ``hillfire.connect()`` takes without one."""
     return platformdirs.user_state_path("hillfire") / "last-cluster"

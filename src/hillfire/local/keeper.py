@@ -96,6 +96,7 @@ class Keeper:
     async def _stop_by_itself(self, timeout_s: float) -> bool:
         assert self.child is not None
         self.child.signal(signal.SIGTERM)
+        self.child.signal(signal.SIGCONT)  # one that was paused could not end
         return await self.child.wait(timeout_s)
 
     async def _spawn(self) -> tuple[Child, dict[str, Any]]:

@@ -11,6 +11,7 @@ from hillfire.errors import Code, Error
 
 FUSE_DEVICE = Path("/dev/fuse")
 _UNMOUNT_TIMEOUT_S = 20
+_ANSWER_TIMEOUT_S = 1.0
 
 
 def check_fuse() -> None:
@@ -94,6 +95,51 @@ def is_mounted(directory: Path) -> bool:
 def is_ours(directory: Path) -> bool:
     """Whether a hillfire is mounted exactly on ``directory``, alive or dead."""
     return "hillfire" in (mounted_type(directory) or "")
+
+
+def is_alive(directory: Path, address: str) -> bool:
+    """Whether a process serves a mount of the cluster at ``address`` exactly on ``directory``.
+
+    Another process asks, since a mount whose cluster is down may take long to answer.
+    """
+    if not (mounted_type(directory) or "").endswith(f"hillfire@{address}"):
+        return False
+    command = ["stat", "--file-system", str(directory)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_ANSWER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode == 0
+
+
+def users(directory: Path) -> list[str]:
+    """Return who has something below ``directory`` open, as "program (pid N)", as far as is known.
+
+    Nothing below it is touched: a mount that does not answer must not stop whoever asks.
+    """
+    wanted, found = os.path.realpath(directory.parent) + "/" + directory.name, []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        try:
+            links = [process / "cwd", *(process / "fd").iterdir()]
+            if any(_is_below(_link(link), wanted) for link in links):
+                name = (process / "comm").read_text().strip()
+                found.append(f"{name} (pid {process.name})")
+        except OSError:  # gone meanwhile, or another user's
+            continue
+    return found
+
+
+def _link(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:  # closed meanwhile
+        return ""
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory + "/")
 
 
 def unmount(directory: Path, *, lazy: bool = False) -> None:

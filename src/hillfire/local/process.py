@@ -42,8 +42,13 @@ def say_failed(ready_fd: int | None, error: Error) -> None:
     _say(ready_fd, {"ready": False, "code": int(error.code), "message": error.strerror})
 
 
+_said: set[int] = set()
+"""Pipes that were spoken on and closed: their numbers may be some other file's by now."""
+
+
 def _say(ready_fd: int | None, what: dict[str, object]) -> None:
-    if ready_fd is not None:
+    if ready_fd is not None and ready_fd not in _said:
+        _said.add(ready_fd)
         with contextlib.suppress(OSError):
             os.write(ready_fd, json.dumps(what).encode() + b"\n")
             os.close(ready_fd)

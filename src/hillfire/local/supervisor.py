@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,13 @@ from hillfire.cluster import PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.local import mounts, ports
 from hillfire.local.control import ControlServer
-from hillfire.local.directory import ClusterDirectory, Service, Shape, remember_last_cluster
+from hillfire.local.directory import (
+    ClusterDirectory,
+    Service,
+    Shape,
+    is_locked,
+    remember_last_cluster,
+)
 from hillfire.local.keeper import Keeper
 from hillfire.proto.convert import routing_from_message
 from hillfire.proto.manager_pb2 import AttestExitRequest, CreateChainsRequest, GetRoutingRequest
@@ -37,13 +44,18 @@ POLL_MS = 500
 MOUNT = "mount"
 MOUNT_STOP_TIMEOUT_S = 40.0
 """What was written and not yet stored is stored first."""
+PREDECESSORS_TIMEOUT_S = 45.0
+"""A mount may take ``MOUNT_STOP_TIMEOUT_S`` to end."""
+PREDECESSORS_POLL_S = 0.05
+NAMED = 5
+"""Users of a mount that a message names."""
 
 
 class Progress(Protocol):
     """Told what the start or the stop is doing."""
 
-    def __call__(self, text: str, *, done: bool = False) -> None:
-        """Take a line to show: what goes on now, or (``done``) what is finished."""
+    def __call__(self, text: str, *, done: bool = False, bad: bool = False) -> None:
+        """Take a line to show: what goes on now, or what is finished (``done``) or went wrong."""
 
 
 class Supervisor:
@@ -67,6 +79,8 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._stopped = asyncio.Event()
         self._serving = False
+        self._warnings: list[str] = []
+        """what went wrong during the stop, for whoever asked for it"""
 
     async def run(self, on_serving: Callable[[], None]) -> None:
         """Start all, call ``on_serving``, keep all up until a signal or ``hillfire down``.
@@ -102,6 +116,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         self._check_disk()
+        await self._await_predecessors()
         for service in self._services.values():
             for port in (service.port, service.port + 1):
                 ports.check_free(self._shape.host, port)
@@ -122,7 +137,8 @@ class Supervisor:
         self._progress("starting the metadata service and the storage nodes")
         await _all(keeper.start() for keeper in others)
         self._progress(
-            f"the metadata service and {self._shape.nodes} storage nodes are up", done=True
+            f"the metadata service and {_count(self._shape.nodes, 'storage node')} are up",
+            done=True,
         )
         self._progress("placing the chains")
         create = CreateChainsRequest(
@@ -136,6 +152,32 @@ class Supervisor:
             self._progress(f"mounting on {self._mountpoint}")
             await self._mount(self._mountpoint)
             self._progress(f"mounted on {self._mountpoint}", done=True)
+
+    async def _await_predecessors(self) -> None:
+        """Let the processes of a supervisor that was killed come to their ends.
+
+        Raises:
+            Error: BUSY if one does not.
+        """
+        deadline = time.monotonic() + PREDECESSORS_TIMEOUT_S
+        while running := await asyncio.to_thread(self._predecessors):
+            self._progress(f"waiting for {running} of an earlier start to end")
+            if time.monotonic() > deadline:
+                raise Error(
+                    Code.BUSY,
+                    f"{running} of an earlier start did not end within "
+                    f"{PREDECESSORS_TIMEOUT_S:g} s: end it, then start again",
+                )
+            await asyncio.sleep(PREDECESSORS_POLL_S)
+
+    def _predecessors(self) -> str:
+        """Return what still runs of an earlier start, nothing if nothing does."""
+        for service in self._services.values():
+            if is_locked(self._directory.path / service.name / "lock"):
+                return service.name
+        if self._mountpoint is not None and mounts.is_alive(self._mountpoint, self._shape.address):
+            return f"the mount on {self._mountpoint}"
+        return ""
 
     async def _wait_serving(self) -> None:
         """Wait until every chain serves, and a little longer for all of its replicas.
@@ -156,7 +198,8 @@ class Supervisor:
             )
             if total and complete == total:
                 self._progress(
-                    f"all {total} chains serve, {self._shape.replicas} replicas each", done=True
+                    f"all {total} chains serve, {_count(self._shape.replicas, 'replica')} each",
+                    done=True,
                 )
                 return
             if total and serving == total and waited_s > REPLICAS_TIMEOUT_S:
@@ -224,14 +267,43 @@ class Supervisor:
         mount = self._keepers.get(MOUNT)
         if mount is not None:
             self._progress("unmounting")
-            await mount.stop(MOUNT_STOP_TIMEOUT_S)
-            await self._on_mount_end(mount)
+            await self._stop_mount(mount)
         if "manager" in self._keepers:
             self._progress("stopping the services")
             await self._keepers["manager"].stop()
             await _all(keeper.stop() for keeper in self._keepers.values())
         if served:
             self._progress(f"stopped; the data stays in {self._directory.path}", done=True)
+
+    async def _stop_mount(self, mount: Keeper) -> None:
+        """End the mount, and say what that cost those who were using it."""
+        where, child = self._mountpoint, mount.child
+        assert where is not None
+        running = mount.pid is not None
+        users = await asyncio.to_thread(mounts.users, where) if running else []
+        await mount.stop(MOUNT_STOP_TIMEOUT_S)
+        await self._on_mount_end(mount)
+        if child is None or not running:
+            return
+        if users := [user for user in users if f"(pid {child.pid})" not in user]:
+            more = ", ..." if len(users) > NAMED else ""
+            self._warn(
+                f"{where} was in use by {', '.join(users[:NAMED])}{more}: it was taken off all the "
+                "same, and the files that they had open there are closed to them"
+            )
+        status = child.ended.result()
+        if status == -signal.SIGKILL:
+            self._warn(
+                f"the mount did not end within {MOUNT_STOP_TIMEOUT_S:g} s and was killed: what was "
+                f"written without fsync or close may be lost; its log: {mount.log_path}"
+            )
+        elif status:
+            self._warn(child.last_words(1).removeprefix("hillfire: "))
+
+    def _warn(self, text: str) -> None:
+        log.warning("event=stopped_badly cause=%r", text)
+        self._warnings.append(text)
+        self._progress(text, bad=True)
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self._directory.path).free
@@ -250,7 +322,7 @@ class Supervisor:
             case {"do": "stop"}:
                 self._stop.set()
                 await self._stopped.wait()
-                return {"stopped": True}
+                return {"stopped": True, "warnings": self._warnings}
             case {"do": "node", "name": str(name), "action": str(action)}:
                 return await self._node(name, action)
         raise Error(Code.INVALID, f"the supervisor does not understand {request!r}")
@@ -293,6 +365,10 @@ class Supervisor:
                 for name, keeper in self._keepers.items()
             ],
         }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def count_chains(routing: Routing) -> tuple[int, int, int]:
