@@ -16,6 +16,7 @@ FIRST_CHOICE = 9700
 """Where the first cluster of a host listens."""
 _RANGE = (10_000, 30_000)
 _ATTEMPTS = 200
+_CHANGE = "change the port in the cluster's directory (cluster.json and *.toml)"
 
 
 def choose(count: int, wanted: int | None = None, host: str = "127.0.0.1") -> int:
@@ -28,7 +29,7 @@ def choose(count: int, wanted: int | None = None, host: str = "127.0.0.1") -> in
     """
     if wanted:
         for port in range(wanted, wanted + count):
-            check_free(host, port)
+            check_free(host, port, f"name another --port ({count} from it on are used)")
         return wanted
     if wanted is None and _all_free(host, FIRST_CHOICE, count):
         return FIRST_CHOICE
@@ -39,8 +40,8 @@ def choose(count: int, wanted: int | None = None, host: str = "127.0.0.1") -> in
     raise Error(Code.UNAVAILABLE, f"no {count} consecutive free ports on {host}; name one: --port")
 
 
-def check_free(host: str, port: int) -> None:
-    """Check that a port can be listened on.
+def check_free(host: str, port: int, remedy: str = _CHANGE) -> None:
+    """Check that a port can be listened on; ``remedy`` is what else than waiting helps.
 
     Raises:
         Error: BUSY, naming the port and the process that holds it where that can be found.
@@ -49,8 +50,7 @@ def check_free(host: str, port: int) -> None:
         return
     raise Error(
         Code.BUSY,
-        f"port {port} is taken{_held_by(port)}: stop that process, or change the port in the "
-        "cluster's directory (cluster.json)",
+        f"port {port} is taken{_held_by(port)}: stop that process, or {remedy}",
     )
 
 
