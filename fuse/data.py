@@ -143,11 +143,12 @@ class Data(Names):
         if result.code not in _STILL_IN_FLIGHT:
             raise result
         # A server stopped while it filled the slot: read again into memory of its own.
-        own = Part(Region.wrap(bytearray(length)), 0, length)
+        memory = memoryview(bytearray(length))  # outlives the region, which takes its view along
+        own = Part(Region.wrap(memory), 0, length)
         (result,) = await self.client.run(reading.read_batch(core, [(extent, offset, own)]))
         if isinstance(result, Error):
             raise result
-        return own.region.view
+        return memory
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Take a write; it is stored later."""

@@ -52,19 +52,30 @@ class _Task:
 class _Nursery:
     async def __aenter__(self) -> "_Nursery":
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended = asyncio.Event()
+        self._failure: BaseException | None = None
         return self
 
     def start_soon(
         self, work: Callable[..., Coroutine[Any, Any, Any]], *args: Any, name: str | None = None
     ) -> None:
-        self._tasks.add(asyncio.create_task(work(*args), name=name))
+        task = asyncio.create_task(work(*args), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = self._failure or task.exception()
+        if self._failure is not None or not self._tasks:
+            self._ended.set()
 
     async def __aexit__(self, *exc: object) -> None:
-        while self._tasks:
-            done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            self._tasks -= done
-            for task in done:
-                task.result()
+        # Of any task, late ones too: what a dead one had taken would never be answered.
+        if self._tasks or self._failure is not None:
+            await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
 
 
 class Loop:

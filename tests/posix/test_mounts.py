@@ -67,6 +67,23 @@ def test_open_here_removed_there(here: Path, root: Path, second: Path) -> None:
     assert os.listdir(there) == []
 
 
+def test_reads_go_on_when_a_storage_node_stops_in_the_middle(
+    live: LocalCluster, here: Path, root: Path, second: Path
+) -> None:
+    there = second / here.relative_to(root)
+    data = os.urandom(12_000_000)
+    for name in ("connects", "f"):
+        (here / name).write_bytes(data)
+    assert (there / "connects").read_bytes() == data
+    pid = live.pid(live.storage_names[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert (there / "f").read_bytes() == data
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    live.wait_serving()
+
+
 def test_what_is_written_after_a_truncate_elsewhere_stays(
     here: Path, root: Path, second: Path
 ) -> None:
