@@ -279,10 +279,9 @@ class Replica:
         # Truncate and remove touch older epochs only; a write of an older epoch came too late.
         if meta is not None and meta.epoch > operation.epoch:
             return Outcome(Code.STALE_EPOCH, meta.version, meta.length, meta.checksum)
+        # What carries the epoch of the cut was written after it, and stays.
         if operation.kind in (Kind.TRUNCATE, Kind.REMOVE) and (
-            meta is None
-            or meta.removed
-            or (operation.kind == Kind.TRUNCATE and meta.epoch == operation.epoch)
+            meta is None or meta.removed or meta.epoch == operation.epoch
         ):
             return Outcome(Code.OK, committed, 0 if meta is None else meta.length)
         # Rule 2: the head gives the version.

@@ -185,7 +185,7 @@ def test_a_returning_node_is_sent_only_what_changed(cluster: Cluster) -> None:
     cluster.kill(103)
     cluster.wait(serving=2)
     client.write([(chunk_id(7, 3), 0, b"new")])  # type: ignore[arg-type]
-    client.write([(chunk_id(7, 4), 0, b"")], kind=Kind.REMOVE)  # type: ignore[arg-type]
+    client.write([(chunk_id(7, 4), 0, b"")], kind=Kind.REMOVE, epoch=2)  # type: ignore[arg-type]
     client.write([(chunk_id(7, 30), 0, b"fresh")])  # type: ignore[arg-type]
     cluster.start(103)
     client.routing = cluster.wait()

@@ -40,6 +40,7 @@ class World:
         self.chain: Chain = new_chain(ChainId(1), tuple(t.id for t in self.targets))
         self.requests = 0
         self.history = []
+        self.epochs = {}
         self.contents = {}
         self.quiet = False
         self.faults = 0
@@ -439,7 +440,11 @@ class Client:
             self.sequence += 1
             kind = self.world.random.random()
             data = f"{self.number}/{self.sequence}".encode()
-            item = (chunk, self.number, self.sequence, data, kind < 0.1)
+            remove = kind < 0.1
+            if remove:  # as a truncate does: what it removes is of older epochs
+                self.world.epochs[chunk] = self.world.epochs.get(chunk, 1) + 1
+            epoch = self.world.epochs.get(chunk, 1)
+            item = (chunk, self.number, self.sequence, data, remove, epoch)
             self.world.later(0.1, lambda: self.write(item, self.world.now))
         else:
             self.world.later(0.1, lambda: self.read(chunk, self.world.now))
@@ -466,7 +471,7 @@ class Client:
 
     def write(self, item, began):
         world = self.world
-        chunk, client, sequence, data, remove = item
+        chunk, client, sequence, data, remove, epoch = item
         chain = world.chain
         if not chain.serving:
             world.later(0.3, lambda: self.write(item, began))
@@ -475,7 +480,7 @@ class Client:
         kind = Kind.REMOVE if remove else Kind.WRITE
         payload = b"" if remove else data.ljust(16)
         request = WriteItem(
-            chunk, 1, chain.version, kind, 0, len(payload), crc32c(payload), 1, CHUNK_BYTES,
+            chunk, 1, chain.version, kind, 0, len(payload), crc32c(payload), epoch, CHUNK_BYTES,
             client, 0, sequence,
         )  # fmt: skip
 
@@ -483,9 +488,13 @@ class Client:
             if outcomes is not None and outcomes[0].code == Code.OK:
                 version = outcomes[0].version
                 # removing what is removed changes nothing and answers with the version it found
-                what = "remove" if remove else "write"
-                world.history.append((began, world.now, chunk, version, what, payload))
+                # (a write of the same epoch that came first stands: then nothing was removed)
+                if not remove or not outcomes[0].length:
+                    what = "remove" if remove else "write"
+                    world.history.append((began, world.now, chunk, version, what, payload))
                 self.next()
+            elif outcomes is not None and outcomes[0].code == Code.STALE_EPOCH:
+                self.next()  # somebody removed the chunk since: too late, and without effect
             else:
                 if outcomes is not None:
                     assert Error(Code(outcomes[0].code)).retry, Code(outcomes[0].code)

@@ -474,10 +474,12 @@ def test_epochs_late_writes_are_refused_and_removal_touches_older_epochs_only():
         "reply",
         [(3, 0, Code.OK, 3)],
     )
+    # what was written in the epoch of the removal came after the cut: acknowledged, it stays
+    assert talk.write((A, 2), epoch=5, kind=Kind.REMOVE)[0] == ("reply", [(4, 0, Code.OK, 3)])
     assert talk.write((A, 2), epoch=5) == [("prepare", [(A, 4)])]
     assert talk.write((B, 3, 1), epoch=6, kind=Kind.REMOVE)[0] == (
         "reply",
-        [(5, 0, Code.OK, 0)],
+        [(6, 0, Code.OK, 0)],
     )
 
 
