@@ -263,13 +263,19 @@ def said(lines: list[str], word: str) -> dict[ChunkId, int]:
     return latest
 
 
+KILLS, MAX_KILLS = 14, 60
+"""How often the child is killed; more often as long as no kill has met a pending update."""
+
+
 def test_kill_at_any_moment(tmp_path: Path) -> None:
     seed, rng = 11, random.Random(5)
     directory = tmp_path / "store"
     script = CHILD.format(tests=str(Path(__file__).parent))
     committed: dict[ChunkId, int] = {}
     in_flight = 0
-    for turn in range(14):
+    for turn in range(MAX_KILLS):
+        if turn >= KILLS and in_flight:
+            break
         child = subprocess.Popen(
             [sys.executable, "-c", script, str(directory), str(seed), str(turn)],
             stdout=subprocess.PIPE,
@@ -279,8 +285,10 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
             text = child.stdout.readline()
             assert text == b"ready\n"
             for _ in range(rng.randrange(1, 80)):
-                child.stdout.readline()
-            spent = rng.randrange(20_000)
+                text = child.stdout.readline()
+            while turn % 2 and text and not text.startswith(b"prepared"):
+                text = child.stdout.readline()  # the kill shall fall between prepare and commit
+            spent = rng.randrange(20_000) if turn % 2 == 0 else 0
             while spent:  # a moment within a step, not at its end
                 spent -= 1
             assert child.poll() is None
