@@ -286,13 +286,28 @@ def test_a_failed_body_writes_nothing(engine: Engine) -> None:
     assert not engine._live
 
 
-def test_sync_is_shared(engine: Engine) -> None:
+def test_sync_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty callers at once wait for one flush that began after they asked, or for two."""
+    flushes = []
+    flush_once = RocksEngine._flush_once
+
+    async def counted(engine: RocksEngine) -> None:
+        flushes.append(True)
+        await flush_once(engine)
+
+    monkeypatch.setattr(RocksEngine, "_flush_once", counted)
+    engine = RocksEngine(tmp_path)
+
     async def main() -> None:
         put(engine, a=b"1")
         await asyncio.gather(*(engine.sync() for _ in range(20)))
+        assert 1 <= len(flushes) <= 2
+        before = len(flushes)
         await engine.sync()
+        assert len(flushes) == before + 1, "a later caller needs a flush of its own"
 
     asyncio.run(main())
+    engine.close()
 
 
 def test_rocksdb_reopens_what_was_closed(tmp_path: Path) -> None:
