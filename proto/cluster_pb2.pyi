@@ -119,10 +119,22 @@ class Node(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
+    RACK_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     kind: Global___NodeKind.ValueType
     incarnation: _builtins.int
     alive: _builtins.bool
+    rack: _builtins.str
+    """failure domain as configured, may be empty"""
+    host: _builtins.str
+    """the machine's name: failure domain"""
+    disks: _builtins.int
+    """over which its targets may be spread; 0 counts as 1"""
+    draining: _builtins.bool
+    """by an operator's command: its targets leave service"""
     @_builtins.property
     def endpoint(self) -> Global___Endpoint: ...
     def __init__(
@@ -133,10 +145,14 @@ class Node(_message.Message):
         endpoint: Global___Endpoint | None = ...,
         incarnation: _builtins.int = ...,
         alive: _builtins.bool = ...,
+        rack: _builtins.str = ...,
+        host: _builtins.str = ...,
+        disks: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "endpoint", b"endpoint", "id", b"id", "incarnation", b"incarnation", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "disks", b"disks", "draining", b"draining", "endpoint", b"endpoint", "host", b"host", "id", b"id", "incarnation", b"incarnation", "kind", b"kind", "rack", b"rack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,6 +170,9 @@ class Target(_message.Message):
     LOCAL_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     node: _builtins.int
     chain: _builtins.int
@@ -162,6 +181,12 @@ class Target(_message.Message):
     local: Global___LocalState.ValueType
     used_bytes: _builtins.int
     capacity_bytes: _builtins.int
+    device: _builtins.int
+    """its file system, unique on its host; 0: unknown"""
+    reason: _builtins.str
+    """why it does not serve, in words; empty if there is none to tell"""
+    withdrawn: _builtins.bool
+    """by the manager's order: it stops, and reports offline"""
     def __init__(
         self,
         *,
@@ -173,10 +198,13 @@ class Target(_message.Message):
         local: Global___LocalState.ValueType = ...,
         used_bytes: _builtins.int = ...,
         capacity_bytes: _builtins.int = ...,
+        device: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        withdrawn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chain", b"chain", "disk", b"disk", "id", b"id", "local", b"local", "node", b"node", "state", b"state", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chain", b"chain", "device", b"device", "disk", b"disk", "id", b"id", "local", b"local", "node", b"node", "reason", b"reason", "state", b"state", "used_bytes", b"used_bytes", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,11 +239,19 @@ class Chain(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    MIN_SERVING_FIELD_NUMBER: _builtins.int
+    PREFERRED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     version: _builtins.int
+    min_serving: _builtins.int
+    """replicas that must serve for a write; 0 counts as 1"""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainMember]:
         """head first"""
+
+    @_builtins.property
+    def preferred(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """the order to come back to, head first"""
 
     def __init__(
         self,
@@ -223,10 +259,12 @@ class Chain(_message.Message):
         id: _builtins.int = ...,
         version: _builtins.int = ...,
         targets: _abc.Iterable[Global___ChainMember] | None = ...,
+        min_serving: _builtins.int = ...,
+        preferred: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "targets", b"targets", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "min_serving", b"min_serving", "preferred", b"preferred", "targets", b"targets", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,19 +1,23 @@
 """Messages to floor types and back: the only place that knows both."""
 
+from dataclasses import asdict, fields
+
 from hillfire.cluster import (
     Chain,
     ChainTable,
+    Decision,
     Endpoint,
     LocalState,
     Node,
     NodeKind,
+    Progress,
     PublicState,
     Routing,
     Target,
 )
 from hillfire.errors import Code, Error
 from hillfire.layout import Layout
-from hillfire.proto import cluster_pb2, meta_pb2
+from hillfire.proto import cluster_pb2, manager_pb2, meta_pb2
 from hillfire.types import ChainId, NodeId, TargetId
 
 
@@ -58,6 +62,10 @@ def routing_to_message(routing: Routing) -> cluster_pb2.Routing:
             endpoint=endpoint_to_message(node.endpoint),
             incarnation=node.incarnation,
             alive=node.alive,
+            rack=node.rack,
+            host=node.host,
+            disks=node.disks,
+            draining=node.draining,
         )
     for target in routing.targets.values():
         message.targets.add(
@@ -69,9 +77,17 @@ def routing_to_message(routing: Routing) -> cluster_pb2.Routing:
             local=cluster_pb2.LocalState.ValueType(target.local),
             used_bytes=target.used_bytes,
             capacity_bytes=target.capacity_bytes,
+            device=target.device,
+            reason=target.reason,
+            withdrawn=target.withdrawn,
         )
     for chain in routing.chains.values():
-        made = message.chains.add(id=chain.id, version=chain.version)
+        made = message.chains.add(
+            id=chain.id,
+            version=chain.version,
+            min_serving=chain.min_serving,
+            preferred=chain.preferred,
+        )
         for member, state in chain.targets:
             made.targets.add(target=member, state=cluster_pb2.PublicState.ValueType(state))
     for table in routing.tables.values():
@@ -109,6 +125,10 @@ def _node(message: cluster_pb2.Node) -> Node:
         endpoint_from_message(message.endpoint),
         message.incarnation,
         message.alive,
+        message.rack,
+        message.host,
+        message.disks or 1,
+        message.draining,
     )
 
 
@@ -122,9 +142,46 @@ def _target(message: cluster_pb2.Target) -> Target:
         LocalState(message.local),
         message.used_bytes,
         message.capacity_bytes,
+        message.device,
+        message.reason,
+        message.withdrawn,
     )
 
 
 def _chain(message: cluster_pb2.Chain) -> Chain:
     members = tuple((TargetId(each.target), PublicState(each.state)) for each in message.targets)
-    return Chain(ChainId(message.id), message.version, members)
+    preferred = tuple(TargetId(each) for each in message.preferred)
+    min_serving = message.min_serving or 1
+    return Chain(ChainId(message.id), message.version, members, min_serving, preferred)
+
+
+def progress_to_message(progress: Progress) -> manager_pb2.SyncProgress:
+    """Return the message of a sync's progress."""
+    return manager_pb2.SyncProgress(
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        chunks_done=progress.chunks_done,
+        chunks_total=progress.chunks_total,
+        bytes_per_s=progress.bytes_per_s,
+    )
+
+
+def progress_from_message(message: manager_pb2.SyncProgress) -> Progress:
+    """Return the progress of a message."""
+    return Progress(
+        message.bytes_done,
+        message.bytes_total,
+        message.chunks_done,
+        message.chunks_total,
+        message.bytes_per_s,
+    )
+
+
+def decision_to_message(decision: Decision) -> manager_pb2.Decision:
+    """Return the message of an operator's decision."""
+    return manager_pb2.Decision(**asdict(decision))
+
+
+def decision_from_message(message: manager_pb2.Decision) -> Decision:
+    """Return the decision of a message."""
+    return Decision(**{field.name: getattr(message, field.name) for field in fields(Decision)})

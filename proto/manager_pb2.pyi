@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hillfire.proto import cluster_pb2 as _cluster_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,35 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _CommandKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CommandKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMMAND_KIND_UNSPECIFIED: _CommandKind.ValueType  # 0
+    TARGET_OFFLINE: _CommandKind.ValueType  # 1
+    TARGET_ONLINE: _CommandKind.ValueType  # 2
+    NODE_DRAIN: _CommandKind.ValueType  # 3
+    NODE_UNDRAIN: _CommandKind.ValueType  # 4
+    CHAIN_PREFER: _CommandKind.ValueType  # 5
+    CHAIN_ROTATE: _CommandKind.ValueType  # 6
+    CHAIN_ACCEPT_LOSS: _CommandKind.ValueType  # 7
+    CHAIN_MIN_SERVING: _CommandKind.ValueType  # 8
+
+class CommandKind(_CommandKind, metaclass=_CommandKindEnumTypeWrapper): ...
+
+COMMAND_KIND_UNSPECIFIED: CommandKind.ValueType  # 0
+TARGET_OFFLINE: CommandKind.ValueType  # 1
+TARGET_ONLINE: CommandKind.ValueType  # 2
+NODE_DRAIN: CommandKind.ValueType  # 3
+NODE_UNDRAIN: CommandKind.ValueType  # 4
+CHAIN_PREFER: CommandKind.ValueType  # 5
+CHAIN_ROTATE: CommandKind.ValueType  # 6
+CHAIN_ACCEPT_LOSS: CommandKind.ValueType  # 7
+CHAIN_MIN_SERVING: CommandKind.ValueType  # 8
+Global___CommandKind: _TypeAlias = CommandKind  # noqa: Y015
 
 @_typing.final
 class GetRoutingRequest(_message.Message):
@@ -51,6 +81,9 @@ class RegisterRequest(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    RACK_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """empty at the very first start: the reply names it"""
     node: _builtins.int
@@ -58,6 +91,12 @@ class RegisterRequest(_message.Message):
     incarnation: _builtins.int
     exclusive: _builtins.bool
     """The process holds the exclusive lock of its data directory, so no older one can be alive."""
+    rack: _builtins.str
+    """failure domain, as configured"""
+    host: _builtins.str
+    """the machine's name"""
+    disks: _builtins.int
+    """over which its targets may be spread; 0 counts as 1"""
     @_builtins.property
     def endpoint(self) -> _cluster_pb2.Endpoint: ...
     def __init__(
@@ -69,10 +108,13 @@ class RegisterRequest(_message.Message):
         endpoint: _cluster_pb2.Endpoint | None = ...,
         incarnation: _builtins.int = ...,
         exclusive: _builtins.bool = ...,
+        rack: _builtins.str = ...,
+        host: _builtins.str = ...,
+        disks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "endpoint", b"endpoint", "exclusive", b"exclusive", "incarnation", b"incarnation", "kind", b"kind", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "disks", b"disks", "endpoint", b"endpoint", "exclusive", b"exclusive", "host", b"host", "incarnation", b"incarnation", "kind", b"kind", "node", b"node", "rack", b"rack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,12 +158,23 @@ class TargetReport(_message.Message):
     USED_BYTES_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     CHAIN_VERSION_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     target: _builtins.int
     local: _cluster_pb2.LocalState.ValueType
     used_bytes: _builtins.int
     capacity_bytes: _builtins.int
     chain_version: _builtins.int
     """that the target has acted on"""
+    device: _builtins.int
+    """the file system that it lies on, unique on its host"""
+    reason: _builtins.str
+    """why it does not serve"""
+    @_builtins.property
+    def progress(self) -> Global___SyncProgress:
+        """while it is being brought up to date"""
+
     def __init__(
         self,
         *,
@@ -130,14 +183,50 @@ class TargetReport(_message.Message):
         used_bytes: _builtins.int = ...,
         capacity_bytes: _builtins.int = ...,
         chain_version: _builtins.int = ...,
+        device: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        progress: Global___SyncProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chain_version", b"chain_version", "local", b"local", "target", b"target", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chain_version", b"chain_version", "device", b"device", "local", b"local", "progress", b"progress", "reason", b"reason", "target", b"target", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TargetReport: _TypeAlias = TargetReport  # noqa: Y015
+
+@_typing.final
+class SyncProgress(_message.Message):
+    """How far a sync is; totals are estimates until all of the source's records were compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    CHUNKS_DONE_FIELD_NUMBER: _builtins.int
+    CHUNKS_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    bytes_done: _builtins.int
+    bytes_total: _builtins.int
+    chunks_done: _builtins.int
+    chunks_total: _builtins.int
+    bytes_per_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        chunks_done: _builtins.int = ...,
+        chunks_total: _builtins.int = ...,
+        bytes_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_per_s", b"bytes_per_s", "bytes_total", b"bytes_total", "chunks_done", b"chunks_done", "chunks_total", b"chunks_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncProgress: _TypeAlias = SyncProgress  # noqa: Y015
 
 @_typing.final
 class HeartbeatRequest(_message.Message):
@@ -147,12 +236,17 @@ class HeartbeatRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     KNOWN_VERSION_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    IDLE_CLIENTS_FIELD_NUMBER: _builtins.int
     node: _builtins.int
     incarnation: _builtins.int
     known_version: _builtins.int
     """of the routing"""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetReport]: ...
+    @_builtins.property
+    def idle_clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of whom nothing was heard here for a session's length"""
+
     def __init__(
         self,
         *,
@@ -160,10 +254,11 @@ class HeartbeatRequest(_message.Message):
         incarnation: _builtins.int = ...,
         known_version: _builtins.int = ...,
         targets: _abc.Iterable[Global___TargetReport] | None = ...,
+        idle_clients: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "known_version", b"known_version", "node", b"node", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_clients", b"idle_clients", "incarnation", b"incarnation", "known_version", b"known_version", "node", b"node", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,20 +270,30 @@ class HeartbeatReply(_message.Message):
 
     LEASE_MS_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    ENDED_CLIENTS_FIELD_NUMBER: _builtins.int
+    SESSION_MS_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
+    session_ms: _builtins.int
+    """a client session's length"""
     @_builtins.property
     def routing(self) -> _cluster_pb2.Routing:
         """only if newer than known_version"""
+
+    @_builtins.property
+    def ended_clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the idle ones: their sessions are over"""
 
     def __init__(
         self,
         *,
         lease_ms: _builtins.int = ...,
         routing: _cluster_pb2.Routing | None = ...,
+        ended_clients: _abc.Iterable[_builtins.int] | None = ...,
+        session_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ms", b"lease_ms", "routing", b"routing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_clients", b"ended_clients", "lease_ms", b"lease_ms", "routing", b"routing", "session_ms", b"session_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,21 +328,245 @@ class CreateChainsRequest(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     TARGETS_PER_NODE_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    MIN_SERVING_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     targets_per_node: _builtins.int
     nodes: _builtins.int
     """how many storage nodes must have registered"""
+    min_serving: _builtins.int
+    """replicas that must serve for a write; 0 counts as 1"""
     def __init__(
         self,
         *,
         replicas: _builtins.int = ...,
         targets_per_node: _builtins.int = ...,
         nodes: _builtins.int = ...,
+        min_serving: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "replicas", b"replicas", "targets_per_node", b"targets_per_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_serving", b"min_serving", "nodes", b"nodes", "replicas", b"replicas", "targets_per_node", b"targets_per_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateChainsRequest: _TypeAlias = CreateChainsRequest  # noqa: Y015
+
+@_typing.final
+class ClientSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    client: _builtins.int
+    end: _builtins.bool
+    """it retries nothing any more"""
+    def __init__(
+        self,
+        *,
+        client: _builtins.int = ...,
+        end: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "end", b"end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientSessionRequest: _TypeAlias = ClientSessionRequest  # noqa: Y015
+
+@_typing.final
+class ClientSessionReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_MS_FIELD_NUMBER: _builtins.int
+    session_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        session_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_ms", b"session_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientSessionReply: _TypeAlias = ClientSessionReply  # noqa: Y015
+
+@_typing.final
+class CommandRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    SUCCESSOR_FIELD_NUMBER: _builtins.int
+    MIN_SERVING_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    kind: Global___CommandKind.ValueType
+    target: _builtins.int
+    """offline, online, accept loss: the one given up"""
+    node: _builtins.int
+    """drain, undrain"""
+    chain: _builtins.int
+    successor: _builtins.int
+    """accept loss: who serves instead; 0: the manager chooses"""
+    min_serving: _builtins.int
+    who: _builtins.str
+    why: _builtins.str
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """prefer: targets, head first"""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___CommandKind.ValueType = ...,
+        target: _builtins.int = ...,
+        node: _builtins.int = ...,
+        chain: _builtins.int = ...,
+        order: _abc.Iterable[_builtins.int] | None = ...,
+        successor: _builtins.int = ...,
+        min_serving: _builtins.int = ...,
+        who: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "kind", b"kind", "min_serving", b"min_serving", "node", b"node", "order", b"order", "successor", b"successor", "target", b"target", "who", b"who", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandRequest: _TypeAlias = CommandRequest  # noqa: Y015
+
+@_typing.final
+class CommandReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """of the routing that shows the command as taken"""
+    text: _builtins.str
+    """what follows from it"""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandReply: _TypeAlias = CommandReply  # noqa: Y015
+
+@_typing.final
+class DescribeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    decisions: _builtins.int
+    """how many of the latest to tell; 0: none"""
+    def __init__(
+        self,
+        *,
+        decisions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WALL_MS_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    wall_ms: _builtins.int
+    """since 1970, by the manager's wall clock"""
+    who: _builtins.str
+    what: _builtins.str
+    why: _builtins.str
+    version: _builtins.int
+    """of the routing that it led to"""
+    chain: _builtins.int
+    target: _builtins.int
+    node: _builtins.int
+    loss: _builtins.bool
+    """data may have been given up"""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        wall_ms: _builtins.int = ...,
+        who: _builtins.str = ...,
+        what: _builtins.str = ...,
+        why: _builtins.str = ...,
+        version: _builtins.int = ...,
+        chain: _builtins.int = ...,
+        target: _builtins.int = ...,
+        node: _builtins.int = ...,
+        loss: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "loss", b"loss", "node", b"node", "number", b"number", "target", b"target", "version", b"version", "wall_ms", b"wall_ms", "what", b"what", "who", b"who", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class Description(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """of the leading manager"""
+    clients: _builtins.int
+    """sessions that run"""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetReport]:
+        """as their nodes said last"""
+
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
+        """oldest first"""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___TargetReport] | None = ...,
+        decisions: _abc.Iterable[Global___Decision] | None = ...,
+        epoch: _builtins.int = ...,
+        clients: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "decisions", b"decisions", "epoch", b"epoch", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Description: _TypeAlias = Description  # noqa: Y015

@@ -60,6 +60,21 @@ class ManagerStub(object):
                 request_serializer=hillfire_dot_proto_dot_manager__pb2.CreateChainsRequest.SerializeToString,
                 response_deserializer=hillfire_dot_proto_dot_cluster__pb2.Routing.FromString,
                 _registered_method=True)
+        self.Session = channel.unary_unary(
+                '/hillfire.Manager/Session',
+                request_serializer=hillfire_dot_proto_dot_manager__pb2.ClientSessionRequest.SerializeToString,
+                response_deserializer=hillfire_dot_proto_dot_manager__pb2.ClientSessionReply.FromString,
+                _registered_method=True)
+        self.Command = channel.unary_unary(
+                '/hillfire.Manager/Command',
+                request_serializer=hillfire_dot_proto_dot_manager__pb2.CommandRequest.SerializeToString,
+                response_deserializer=hillfire_dot_proto_dot_manager__pb2.CommandReply.FromString,
+                _registered_method=True)
+        self.Describe = channel.unary_unary(
+                '/hillfire.Manager/Describe',
+                request_serializer=hillfire_dot_proto_dot_manager__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=hillfire_dot_proto_dot_manager__pb2.Description.FromString,
+                _registered_method=True)
 
 
 class ManagerServicer(object):
@@ -100,6 +115,27 @@ class ManagerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request, context):
+        """A client's session: while it runs, storage nodes keep what they know of its updates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Command(self, request, context):
+        """An operator's command; carried out over time, the routing shows how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Describe(self, request, context):
+        """What is too restless for the routing: progress, reasons, leadership, decisions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ManagerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +163,21 @@ def add_ManagerServicer_to_server(servicer, server):
                     servicer.CreateChains,
                     request_deserializer=hillfire_dot_proto_dot_manager__pb2.CreateChainsRequest.FromString,
                     response_serializer=hillfire_dot_proto_dot_cluster__pb2.Routing.SerializeToString,
+            ),
+            'Session': grpc.unary_unary_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=hillfire_dot_proto_dot_manager__pb2.ClientSessionRequest.FromString,
+                    response_serializer=hillfire_dot_proto_dot_manager__pb2.ClientSessionReply.SerializeToString,
+            ),
+            'Command': grpc.unary_unary_rpc_method_handler(
+                    servicer.Command,
+                    request_deserializer=hillfire_dot_proto_dot_manager__pb2.CommandRequest.FromString,
+                    response_serializer=hillfire_dot_proto_dot_manager__pb2.CommandReply.SerializeToString,
+            ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=hillfire_dot_proto_dot_manager__pb2.DescribeRequest.FromString,
+                    response_serializer=hillfire_dot_proto_dot_manager__pb2.Description.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +315,87 @@ class Manager(object):
             '/hillfire.Manager/CreateChains',
             hillfire_dot_proto_dot_manager__pb2.CreateChainsRequest.SerializeToString,
             hillfire_dot_proto_dot_cluster__pb2.Routing.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hillfire.Manager/Session',
+            hillfire_dot_proto_dot_manager__pb2.ClientSessionRequest.SerializeToString,
+            hillfire_dot_proto_dot_manager__pb2.ClientSessionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Command(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hillfire.Manager/Command',
+            hillfire_dot_proto_dot_manager__pb2.CommandRequest.SerializeToString,
+            hillfire_dot_proto_dot_manager__pb2.CommandReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hillfire.Manager/Describe',
+            hillfire_dot_proto_dot_manager__pb2.DescribeRequest.SerializeToString,
+            hillfire_dot_proto_dot_manager__pb2.Description.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,12 @@ class ManagerStub:
     """The supervisor saw the process end: no need to wait for its lease."""
     CreateChains: _grpc.UnaryUnaryMultiCallable[_manager_pb2.CreateChainsRequest, _cluster_pb2.Routing]
     """Place chains over the registered storage nodes, once. Answers the same if called again alike."""
+    Session: _grpc.UnaryUnaryMultiCallable[_manager_pb2.ClientSessionRequest, _manager_pb2.ClientSessionReply]
+    """A client's session: while it runs, storage nodes keep what they know of its updates."""
+    Command: _grpc.UnaryUnaryMultiCallable[_manager_pb2.CommandRequest, _manager_pb2.CommandReply]
+    """An operator's command; carried out over time, the routing shows how far it is."""
+    Describe: _grpc.UnaryUnaryMultiCallable[_manager_pb2.DescribeRequest, _manager_pb2.Description]
+    """What is too restless for the routing: progress, reasons, leadership, decisions."""
 
 @_typing.type_check_only
 class ManagerAsyncStub(ManagerStub):
@@ -56,6 +62,12 @@ class ManagerAsyncStub(ManagerStub):
     """The supervisor saw the process end: no need to wait for its lease."""
     CreateChains: _aio.UnaryUnaryMultiCallable[_manager_pb2.CreateChainsRequest, _cluster_pb2.Routing]  # type: ignore[assignment]
     """Place chains over the registered storage nodes, once. Answers the same if called again alike."""
+    Session: _aio.UnaryUnaryMultiCallable[_manager_pb2.ClientSessionRequest, _manager_pb2.ClientSessionReply]  # type: ignore[assignment]
+    """A client's session: while it runs, storage nodes keep what they know of its updates."""
+    Command: _aio.UnaryUnaryMultiCallable[_manager_pb2.CommandRequest, _manager_pb2.CommandReply]  # type: ignore[assignment]
+    """An operator's command; carried out over time, the routing shows how far it is."""
+    Describe: _aio.UnaryUnaryMultiCallable[_manager_pb2.DescribeRequest, _manager_pb2.Description]  # type: ignore[assignment]
+    """What is too restless for the routing: progress, reasons, leadership, decisions."""
 
 class ManagerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -97,5 +109,29 @@ class ManagerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.Routing, _abc.Awaitable[_cluster_pb2.Routing]]:
         """Place chains over the registered storage nodes, once. Answers the same if called again alike."""
+
+    @_abc_1.abstractmethod
+    def Session(
+        self,
+        request: _manager_pb2.ClientSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_manager_pb2.ClientSessionReply, _abc.Awaitable[_manager_pb2.ClientSessionReply]]:
+        """A client's session: while it runs, storage nodes keep what they know of its updates."""
+
+    @_abc_1.abstractmethod
+    def Command(
+        self,
+        request: _manager_pb2.CommandRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_manager_pb2.CommandReply, _abc.Awaitable[_manager_pb2.CommandReply]]:
+        """An operator's command; carried out over time, the routing shows how far it is."""
+
+    @_abc_1.abstractmethod
+    def Describe(
+        self,
+        request: _manager_pb2.DescribeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_manager_pb2.Description, _abc.Awaitable[_manager_pb2.Description]]:
+        """What is too restless for the routing: progress, reasons, leadership, decisions."""
 
 def add_ManagerServicer_to_server(servicer: ManagerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -33,6 +33,8 @@ RETRY_S = 0.05
 """Between attempts while the manager does not answer."""
 POLL_MS = 10_000
 POLL_MARGIN_S = 5.0
+FIRST_SESSION_S = 600.0
+"""Of a client, until the manager has named it."""
 MIN_GAP_S = 0.002
 """Between heartbeats, however often somebody pokes."""
 _FINAL = (Code.WRONG_CLUSTER, Code.STALE, Code.INVALID, Code.CONFIGURATION)
@@ -52,6 +54,8 @@ class Membership:
     """the id of the cluster that it is a member of"""
     failure: Error | None
     """why this process can be a member no more: it has to end"""
+    session_s: float
+    """a client session's length, as the manager said last"""
 
     def __init__(
         self,
@@ -67,9 +71,18 @@ class Membership:
         directory: Path | None = None,
         exclusive: bool = True,
         on_failure: Callable[[Error], None] | None = None,
+        rack: str = "",
+        host: str = "",
+        disks: int = 1,
+        idle_clients: Callable[[], Sequence[int]] | None = None,
+        on_ended_clients: Callable[[Sequence[int]], None] | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         """Prepare; ``start`` registers.
+
+        ``rack``, ``host``: failure domains; ``disks``: over which targets may be spread.
+        ``idle_clients``: asked with each heartbeat whose tags might be dropped, those of whom
+        nothing was heard for ``session_s``; ``on_ended_clients``: told whose sessions are over.
 
         ``manager``: the wire address, host:port. ``cluster``: empty if the node's ``directory``
         belongs to none yet. ``exclusive``: this process holds that directory's lock.
@@ -89,6 +102,10 @@ class Membership:
         self._directory = directory
         self._exclusive = exclusive
         self._on_failure = on_failure
+        self._labels = rack, host, disks
+        self._idle_clients = idle_clients
+        self._on_ended_clients = on_ended_clients
+        self.session_s = FIRST_SESSION_S
         self._clock = clock
         self._lease = Lease(clock)
         self._lease_ms = 0
@@ -194,6 +211,7 @@ class Membership:
             incarnation=self._incarnation,
             known_version=self.routing.version,
             targets=self._report(),
+            idle_clients=self._idle_clients() if self._idle_clients else (),
         )
         sent_ns = self._clock.boot_ns()
         timeout_s = self._lease_ms / 1000 * 0.4
@@ -202,6 +220,10 @@ class Membership:
             self._take(convert.routing_from_message(reply.routing))
         self._lease_ms = reply.lease_ms
         self._lease.extend(sent_ns, reply.lease_ms)
+        if reply.session_ms:
+            self.session_s = reply.session_ms / 1000
+        if reply.ended_clients and self._on_ended_clients is not None:
+            self._on_ended_clients(list(reply.ended_clients))
         self._answered.set()
 
     async def _polls(self) -> None:
@@ -233,6 +255,7 @@ class Membership:
         await self._disconnect()
         where = f"node {self._node} in {self._directory or 'its directory'}"
         client = service.GrpcClient(await find_manager(self._manager, self.cluster, where))
+        rack, host, disks = self._labels
         request = pb.RegisterRequest(
             cluster=self.cluster,
             node=self._node,
@@ -240,6 +263,9 @@ class Membership:
             endpoint=convert.endpoint_to_message(self._endpoint),
             incarnation=self._incarnation,
             exclusive=self._exclusive,
+            rack=rack,
+            host=host,
+            disks=disks,
         )
         try:
             reply = await client.call(_REGISTER, request, REGISTER_TIMEOUT_S)

@@ -9,6 +9,7 @@ Source: 3FS design notes, "Failure detection"; Terrace & Freedman, USENIX ATC 20
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -181,4 +182,6 @@ def _first_life(chain: Chain, reports: Mapping[TargetId, Report]) -> Chain | Non
 def _changed(chain: Chain, decided: Mapping[TargetId, PublicState]) -> Chain | None:
     """Put the members in order of their new states, each state's in the order they had."""
     members = tuple(sorted(((t, decided[t]) for t, _ in chain.targets), key=lambda m: m[1]))
-    return None if members == chain.targets else Chain(chain.id, chain.version + 1, members)
+    if members == chain.targets:
+        return None
+    return replace(chain, version=chain.version + 1, targets=members)

@@ -15,6 +15,7 @@ from hillfire.cluster import (
     LocalState,
     Node,
     NodeKind,
+    Progress,
     PublicState,
     Routing,
     Target,
@@ -38,6 +39,9 @@ class Status(NamedTuple):
     report: Report
     used_bytes: int
     capacity_bytes: int
+    device: int = 0
+    reason: str = ""
+    progress: Progress | None = None
 
 
 def first_routing(cluster: str) -> Routing:
@@ -52,9 +56,11 @@ def with_manager(routing: Routing, endpoint: Endpoint) -> Routing:
 
 def with_node(routing: Routing, node: Node) -> Routing | None:
     """Enter a node that registered; whoever it replaces has been evaluated as dead before."""
-    if routing.nodes.get(node.id) == node:
-        return None
     known = routing.nodes.get(node.id)
+    if known is not None:
+        node = replace(node, draining=known.draining)
+    if known == node:
+        return None
     if known is not None and known.kind is not node.kind:
         raise Error(
             Code.CONFIGURATION,
@@ -86,7 +92,7 @@ def evaluate(
     }
     changed = nodes != routing.nodes or chains != routing.chains
     for before, after in zip(routing.targets.values(), targets.values(), strict=True):
-        changed = changed or before.local is not after.local or (space and _notable(before, after))
+        changed = changed or _differs(before, after) or (space and _notable(before, after))
     if not changed:
         return None
     return replace(
@@ -168,17 +174,26 @@ def _is_made_of(routing: Routing, nodes: int, targets_per_node: int, replicas: i
 
 def _updated(target: Target, chain: Chain, local: LocalState, said: Status | None) -> Target:
     """Return a target with its chain's view of it and its node's."""
-    used = target.used_bytes if said is None else said.used_bytes
-    capacity = target.capacity_bytes if said is None else said.capacity_bytes
-    return Target(
-        target.id,
-        target.node,
-        target.chain,
-        target.disk,
-        chain.state_of(target.id),
-        local,
-        used,
-        capacity,
+    state = chain.state_of(target.id)
+    if said is None:
+        return replace(target, state=state, local=local)
+    return replace(
+        target,
+        state=state,
+        local=local,
+        used_bytes=said.used_bytes,
+        capacity_bytes=said.capacity_bytes,
+        device=said.device or target.device,
+        reason=said.reason,
+    )
+
+
+def _differs(before: Target, after: Target) -> bool:
+    """Whether what everyone should know of a target changed."""
+    return (
+        before.local is not after.local
+        or before.device != after.device
+        or before.reason != after.reason
     )
 
 

@@ -6,9 +6,14 @@ from hillfire.meta.manager.chains import Report
 from hillfire.meta.manager.decide import MAX_NODE, Status
 from hillfire.meta.manager.placement import MAX_TARGETS_PER_NODE
 from hillfire.proto import manager_pb2 as manager
+from hillfire.proto.convert import progress_from_message
 from hillfire.types import NodeId, TargetId
 
 MAX_ADDRESS_BYTES = 256
+MAX_LABEL = 128
+MAX_REASON = 200
+MAX_IDLE_CLIENTS = 4096
+"""Asked about in one heartbeat."""
 _SHOWN = 64
 
 
@@ -32,7 +37,22 @@ def node_of(request: manager.RegisterRequest) -> Node:
     if not at.grpc or not at.tcp:
         raise Error(Code.INVALID, f"node {request.node} does not say where it listens")
     endpoint = Endpoint(at.grpc, at.tcp, at.shm, at.host)
-    return Node(NodeId(request.node), NodeKind(request.kind), endpoint, request.incarnation, True)
+    for name, label in (("rack", request.rack), ("host", request.host)):
+        if len(label) > MAX_LABEL or not label.isprintable():
+            text = f"{name} = '{shown(label)}': use at most {MAX_LABEL} printable characters"
+            raise Error(Code.INVALID, text)
+    if request.disks > MAX_TARGETS_PER_NODE:
+        raise Error(Code.INVALID, f"{request.disks} disks: at most {MAX_TARGETS_PER_NODE}")
+    return Node(
+        NodeId(request.node),
+        NodeKind(request.kind),
+        endpoint,
+        request.incarnation,
+        True,
+        request.rack,
+        request.host,
+        request.disks or 1,
+    )
 
 
 def statuses_of(request: manager.HeartbeatRequest) -> dict[TargetId, Status]:
@@ -50,6 +70,9 @@ def statuses_of(request: manager.HeartbeatRequest) -> dict[TargetId, Status]:
                 Report(LocalState(said.local), said.chain_version),
                 said.used_bytes,
                 said.capacity_bytes,
+                said.device,
+                said.reason[:MAX_REASON],
+                progress_from_message(said.progress) if said.HasField("progress") else None,
             )
             for said in request.targets
         }

@@ -61,6 +61,14 @@ class Node:
     endpoint: Endpoint
     incarnation: int
     alive: bool
+    rack: str = ""
+    """failure domain, as configured"""
+    host: str = ""
+    """the machine's name: failure domain"""
+    disks: int = 1
+    """over which its targets may be spread"""
+    draining: bool = False
+    """by an operator's command: its targets leave service, one chain at a time"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,12 @@ class Target:
     local: LocalState
     used_bytes: int = 0
     capacity_bytes: int = 0
+    device: int = 0
+    """the file system that it lies on, unique on its host; 0: unknown"""
+    reason: str = ""
+    """why it does not serve, in words; empty if there is none to tell"""
+    withdrawn: bool = False
+    """by the manager's order: its node stops it, and reports it offline"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,10 @@ class Chain:
     id: ChainId
     version: int
     targets: tuple[tuple[TargetId, PublicState], ...]
+    min_serving: int = 1
+    """how many replicas must serve for a write to be taken"""
+    preferred: tuple[TargetId, ...] = ()
+    """the order to come back to, head first; empty: any will do"""
 
     @property
     def serving(self) -> tuple[TargetId, ...]:
@@ -106,6 +124,36 @@ class Chain:
         if target not in line or line.index(target) + 1 == len(line):
             return None
         return line[line.index(target) + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a sync is; totals are estimates until all of the source's records were compared."""
+
+    bytes_done: int = 0
+    bytes_total: int = 0
+    chunks_done: int = 0
+    chunks_total: int = 0
+    bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One thing that an operator ordered: the manager keeps all of them."""
+
+    number: int
+    wall_ms: int
+    """since 1970, by the manager's wall clock"""
+    who: str
+    what: str
+    why: str
+    version: int
+    """of the routing that it led to"""
+    chain: int = 0
+    target: int = 0
+    node: int = 0
+    loss: bool = False
+    """data may have been given up"""
 
 
 @dataclass(frozen=True, slots=True)
