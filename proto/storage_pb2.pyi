@@ -290,10 +290,13 @@ class SyncDoneRequest(_message.Message):
     CHAIN_VERSION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     chain: _builtins.int
     chain_version: _builtins.int
     more: _builtins.bool
     """of the tags; the sync is done with the call that says no"""
+    refusal: _builtins.str
+    """no resync can decide what differs: the target must stop, and why"""
     @_builtins.property
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___TagRecord]:
         """the predecessor's table, so that retries stay recognised"""
@@ -305,10 +308,11 @@ class SyncDoneRequest(_message.Message):
         chain_version: _builtins.int = ...,
         tags: _abc.Iterable[Global___TagRecord] | None = ...,
         more: _builtins.bool = ...,
+        refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "more", b"more", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "more", b"more", "refusal", b"refusal", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

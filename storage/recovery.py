@@ -1,88 +1,348 @@
-"""Recovery's comparison: what a returning target must be sent. Pure.
+"""Recovery: one resync of a successor, from the first page compared to the last tag told. Pure.
 
-The predecessor lists both sides' chunk records of one range of ids, its own after the other's,
-and asks here what differs. Nothing is decided about a chunk's final content: what is named here
-is looked at again under the chunk's lock, and sent as it is then (``SyncArrived``).
+``Sync`` is a machine as the replica is: events in, effects out; ``storage/resync.py`` and the
+simulator carry its effects out. What differs is said by ``comparison.py``; what is sent is the
+replica's affair, under the chunks' locks (``SyncArrived``).
 
-Source: design.md 5, Recovery; 3FS, the order of comparison of its sync worker. Unlike 3FS, records
-that are equal are skipped first, whichever chain version they were committed under: two replicas
-may commit one update under different chain versions when a death lies between, and a cluster that
-was stopped and started must not copy what is equal.
+Source: design.md 5, Recovery; 3FS, its resync worker: pages, batches of 16, sync-done.
 """
 
-from collections.abc import Iterator, Mapping
-from enum import Enum
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from hillfire.errors import Code
+from hillfire.storage.comparison import Decision, Remote, Verdict, compare
 from hillfire.storage.store.base import ChunkMeta
 from hillfire.types import ChunkId
 
-
-class Remote(NamedTuple):
-    """A record of the syncing successor, as ``ListChunks`` tells it."""
-
-    version: int
-    pending: int
-    """version of its pending update, 0 if there is none"""
-    length: int
-    checksum: int
-    chain_version: int
-    epoch: int
-    removed: bool
-
-
-class Verdict(Enum):
-    """What must happen to a chunk of the successor."""
-
-    EQUAL = "equal"
-    SEND = "send"
-    DROP = "drop"
-    """it exists there only"""
-    CONFLICT = "conflict"
-    """it is newer there than here: no resync may decide this"""
+PAGE = 2048
+"""Records of the successor listed at once."""
+BATCH_CHUNKS = 16
+"""Chunks sent under their locks at once: the sync's share of the bandwidth, besides memory."""
+BATCH_BYTES = 16 * 1024 * 1024
+"""Payload of a batch; a chunk that is larger goes alone."""
+IN_FLIGHT = 2
+"""Batches on their way."""
+LOW_CHUNKS = 2 * BATCH_CHUNKS
+"""With fewer left to send the next page is asked for."""
+TOLD = 16
+"""Names of chunks in a message for an operator."""
 
 
-class Decision(NamedTuple):
-    """A chunk that is not equal, what to do and why."""
+class Listed(NamedTuple):
+    """The successor's page: its records; ``last`` is the last id that it covers, None for all."""
 
-    chunk: ChunkId
-    verdict: Verdict
+    records: Mapping[ChunkId, Remote]
+    last: ChunkId | None
+
+
+class Scanned(NamedTuple):
+    """Our own records of the same range, read after the successor's."""
+
+    records: Mapping[ChunkId, ChunkMeta]
+
+
+class BatchDone(NamedTuple):
+    """The replica's outcomes of a batch, a code a chunk in the order sent."""
+
+    number: int
+    codes: Sequence[int]
+
+
+class Completed(NamedTuple):
+    """The replica's answer to ``Complete``."""
+
+    code: int
+
+
+class Told(NamedTuple):
+    """A ``TellTags`` or a ``Refuse`` was done."""
+
+
+class StepFailed(NamedTuple):
+    """A ``List``, ``Scan``, ``TellTags`` or ``Refuse`` failed; it is done again later."""
+
+    code: int
     reason: str
 
 
-def judge(local: ChunkMeta | None, remote: Remote | None) -> tuple[Verdict, str]:
-    """Compare one chunk's two records, in the order that the rules are stated in."""
-    if local is None:
-        if remote is None or (remote.removed and not remote.version and not remote.pending):
-            return Verdict.EQUAL, "on neither side"
-        return Verdict.DROP, "only remote"
-    if remote is None:
-        return Verdict.SEND, "only local"
-    if remote.pending:
-        return Verdict.SEND, "remote uncommitted"
-    if _image(local) == _image(remote):
-        return Verdict.EQUAL, "same"
-    if local.chain_version > remote.chain_version:
-        return Verdict.SEND, "local chain version newer"
-    if remote.version > local.version:
-        return Verdict.CONFLICT, (
-            f"version {remote.version} of chain version {remote.chain_version} there, "
-            f"{local.version} of {local.chain_version} here"
+class RetryDue(NamedTuple):
+    """The time that a ``Wait`` asked for has passed."""
+
+
+Event = Listed | Scanned | BatchDone | Completed | Told | StepFailed | RetryDue
+
+
+class List(NamedTuple):
+    """Ask the successor for the records behind ``after``; then ``Listed``."""
+
+    after: bytes
+    limit: int
+
+
+class Scan(NamedTuple):
+    """Read our own records behind ``after`` up to ``last`` (None: all); then ``Scanned``."""
+
+    after: bytes
+    last: ChunkId | None
+
+
+class SendBatch(NamedTuple):
+    """Hand the replica a ``SyncArrived`` of these chunks; then ``BatchDone``."""
+
+    number: int
+    chunks: Sequence[ChunkId]
+    n_bytes: int
+
+
+class Complete(NamedTuple):
+    """Hand the replica a ``SyncCompleting``; then ``Completed``."""
+
+
+class TellTags(NamedTuple):
+    """Tell the successor the store's table of channels and, with it, that it is equal."""
+
+
+class Refuse(NamedTuple):
+    """Tell the successor that it must stop, and why."""
+
+    chunks: Sequence[ChunkId]
+    reason: str
+
+
+class Wait(NamedTuple):
+    """Say ``RetryDue`` after a back-off that grows with ``attempt``, which begins at 1."""
+
+    attempt: int
+    reason: str
+
+
+class Finished(NamedTuple):
+    """The sync is over: the successor is equal, or it was refused."""
+
+    equal: bool
+
+
+Effect = List | Scan | SendBatch | Complete | TellTags | Refuse | Wait | Finished
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a sync is, for ``status``; counts only grow."""
+
+    total_chunks: int = 0
+    """here, as it began"""
+    total_bytes: int = 0
+    compared_chunks: int = 0
+    compared_bytes: int = 0
+    to_send_chunks: int = 0
+    to_send_bytes: int = 0
+    sent_chunks: int = 0
+    sent_bytes: int = 0
+    failed_chunks: int = 0
+    """attempts that were not taken; each is sent again"""
+    compared_all: bool = False
+
+    def left_bytes(self) -> int:
+        """Estimate what is still to be sent: what is known, and as much of the rest as so far."""
+        known = self.to_send_bytes - self.sent_bytes
+        unseen = 0 if self.compared_all else max(0, self.total_bytes - self.compared_bytes)
+        return known + unseen * self.to_send_bytes // max(1, self.compared_bytes)
+
+
+class Sync:
+    """One resync of one successor under one chain version: events in, effects out.
+
+    What the successor has already costs a comparison and is not sent, so a sync that a change of
+    the chain ended is resumed by the next one. Behind the comparison's place nothing can become
+    unequal: every update of a chunk keeps its lock until the successor has it.
+    """
+
+    def __init__(
+        self,
+        chain_version: int,
+        *,
+        total_chunks: int = 0,
+        total_bytes: int = 0,
+        in_flight: int = IN_FLIGHT,
+        on_rule: Callable[[int], None] | None = None,
+    ) -> None:
+        """``start`` begins; the totals are our own store's, for the estimate."""
+        self.chain_version = chain_version
+        self.progress = Progress(total_chunks, total_bytes)
+        self.finished = False
+        self._in_flight = in_flight
+        self._on_rule = on_rule
+        self._after = b""
+        self._page: Listed | None = None
+        self._step: Effect | None = None
+        """the one call under way or to be made again, besides batches"""
+        self._queue: deque[tuple[ChunkId, int]] = deque()
+        self._again: list[tuple[ChunkId, int]] = []
+        self._flying: dict[int, list[tuple[ChunkId, int]]] = {}
+        self._batches = 0
+        self._failed = False
+        """whether the step failed and waits for the retry"""
+        self._waiting = False
+        self._attempt = 0
+        self._why = ""
+        self._out: list[Effect] = []
+
+    def __repr__(self) -> str:
+        """Tell how far it is."""
+        return f"<Sync at {self.chain_version} {self._step} flying={len(self._flying)}>"
+
+    def start(self) -> list[Effect]:
+        """Begin; return what must be done first."""
+        self._out = []
+        self._go()
+        return self._out
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Take one event and return what must be done about it."""
+        self._out = []
+        if not self.finished:
+            _HANDLERS[type(event)](self, event)
+            if not self.finished:
+                self._go()
+        return self._out
+
+    # ------------------------------------------------------------------ comparing
+
+    def _listed(self, event: Listed) -> None:
+        self._page = event
+        self._make(Scan(self._after, event.last))
+
+    def _scanned(self, event: Scanned) -> None:
+        page, self._page, self._step = self._page, None, None
+        assert page is not None, "our own records are read after the successor's"
+        self._attempt = 0
+        progress = self.progress
+        progress.compared_chunks += len(event.records.keys() | page.records.keys())
+        progress.compared_bytes += sum(meta.length for meta in event.records.values())
+        conflicts = []
+        for found in compare(event.records, page.records):
+            if found.verdict is Verdict.CONFLICT:
+                conflicts.append(found)
+                continue
+            meta = event.records.get(found.chunk)
+            n_bytes = 0 if meta is None else meta.length
+            self._queue.append((found.chunk, n_bytes))
+            progress.to_send_chunks += 1
+            progress.to_send_bytes += n_bytes
+        if conflicts:
+            self._conflict(conflicts)
+        elif page.last is None:
+            progress.compared_all = True
+        else:
+            self._after = page.last
+
+    def _conflict(self, found: Sequence[Decision]) -> None:
+        """Stop the successor: what it has newer than a serving target, nobody may throw away."""
+        self._queue.clear()
+        self._again.clear()
+        named = ", ".join(f"{each.chunk.hex()}: {each.reason}" for each in found[:TOLD])
+        self._make(
+            Refuse(
+                [each.chunk for each in found],
+                f"{len(found)} chunks are newer here than at the serving targets ({named}); "
+                "decide which side holds, then remove the other's target directory",
+            )
         )
-    if local.version > remote.version:
-        return Verdict.SEND, "versions differ"
-    return Verdict.SEND, "checksums differ"
+
+    # ------------------------------------------------------------------ sending
+
+    def _batch_done(self, event: BatchDone) -> None:
+        batch = self._flying.pop(event.number)
+        for (chunk, n_bytes), code in zip(batch, event.codes, strict=True):
+            if code == Code.OK:
+                self.progress.sent_chunks += 1
+                self.progress.sent_bytes += n_bytes
+                self._attempt = 0
+            else:
+                self.progress.failed_chunks += 1
+                self._again.append((chunk, n_bytes))
+                self._why = f"a chunk was not taken: {Code(code).name}"
+
+    def _completed(self, event: Completed) -> None:
+        if event.code == Code.OK:
+            self._make(TellTags())
+        else:
+            self._later(f"completing: {Code(event.code).name}")
+
+    def _told(self, event: Told) -> None:
+        self.finished = True
+        self._out.append(Finished(isinstance(self._step, TellTags)))
+
+    # ------------------------------------------------------------------ what comes next
+
+    def _go(self) -> None:
+        while self._queue and len(self._flying) < self._in_flight and not self._refusing:
+            self._send()
+        if self._again and not self._flying and not self._queue:
+            self._wait()
+        if self._step is not None:
+            return
+        if not self.progress.compared_all:
+            if len(self._queue) < LOW_CHUNKS:
+                self._make(List(self._after, PAGE))
+        elif not self._queue and not self._flying and not self._again:
+            self._make(Complete())
+
+    @property
+    def _refusing(self) -> bool:
+        return isinstance(self._step, Refuse)
+
+    def _send(self) -> None:
+        batch: list[tuple[ChunkId, int]] = []
+        n_bytes = 0
+        while self._queue and len(batch) < BATCH_CHUNKS:
+            if batch and n_bytes + self._queue[0][1] > BATCH_BYTES:
+                break
+            batch.append(self._queue.popleft())
+            n_bytes += batch[-1][1]
+        self._batches += 1
+        self._flying[self._batches] = batch
+        self._out.append(SendBatch(self._batches, [chunk for chunk, _ in batch], n_bytes))
+
+    def _make(self, step: Effect) -> None:
+        self._step = step
+        self._out.append(step)
+
+    def _step_failed(self, event: StepFailed) -> None:
+        self._later(f"{type(self._step).__name__}: {Code(event.code).name} {event.reason}")
+
+    def _later(self, reason: str) -> None:
+        self._failed = True
+        self._why = reason
+        self._wait()
+
+    def _wait(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._attempt += 1
+            self._out.append(Wait(self._attempt, self._why))
+
+    def _retry(self, event: RetryDue) -> None:
+        self._waiting = False
+        if not self._refusing:
+            self._queue.extend(self._again)
+        self._again.clear()
+        if self._failed:
+            self._failed = False
+            # A completing that failed is tried anew: the page or the chain may have changed.
+            assert self._step is not None
+            self._make(self._step)
 
 
-def compare(
-    local: Mapping[ChunkId, ChunkMeta], remote: Mapping[ChunkId, Remote]
-) -> Iterator[Decision]:
-    """Yield what differs between two listings of the same range of ids, in the ids' order."""
-    for chunk in sorted(local.keys() | remote.keys()):
-        verdict, reason = judge(local.get(chunk), remote.get(chunk))
-        if verdict is not Verdict.EQUAL:
-            yield Decision(chunk, verdict, reason)
-
-
-def _image(record: ChunkMeta | Remote) -> tuple[int, int, int, int, bool]:
-    return record.version, record.length, record.checksum, record.epoch, record.removed
+_HANDLERS: dict[type, Callable[[Sync, Any], None]] = {
+    Listed: Sync._listed,
+    Scanned: Sync._scanned,
+    BatchDone: Sync._batch_done,
+    Completed: Sync._completed,
+    Told: Sync._told,
+    StepFailed: Sync._step_failed,
+    RetryDue: Sync._retry,
+}

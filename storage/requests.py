@@ -8,6 +8,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 
+from hillfire.errors import Code
 from hillfire.proto.wire.base import Part
 from hillfire.proto.wire.chunks import WriteResult
 from hillfire.region import Region
@@ -70,6 +71,15 @@ class Requests:
             batch.put(item, WriteResult(code, version, length, checksum))
             if batch.done:
                 del self._open[number]
+
+    def fail(self, code: Code) -> None:
+        """Answer everything that is not answered yet with one code."""
+        result = WriteResult(code, 0, 0, 0)
+        while self._open:
+            _, batch = self._open.popitem()
+            for item, known in enumerate(batch.results):
+                if known is _UNKNOWN:
+                    batch.put(item, result)
 
 
 class Payload:

@@ -139,7 +139,9 @@ class StorageService:
             ]
             await shell.threads.call(lambda: shell.store.remember(tags))
             shell.handle(events.TagsArrived(tags))
-        if not request.more:
+        if request.refusal:
+            target.refused(request.chain_version, request.refusal)
+        elif not request.more:
             target.synced(request.chain_version)
         return cluster_pb2.Empty()
 

@@ -88,17 +88,35 @@ class TargetShell:
     # ------------------------------------------------------------------ events
 
     def handle(self, event: events.Event) -> None:
-        """Give the replica an event and carry out what it wants."""
+        """Give the replica an event and carry out what it wants.
+
+        A defect, here or in the core, ends this life: nobody waits for an answer that cannot come.
+        """
         self._events.append(event)
         if self._handling:
             return
         self._handling = True
+        wanted: Sequence[effects.Effect] = ()
         try:
             while self._events:
-                for effect in self.replica.handle(self._events.popleft()):
+                wanted = self.replica.handle(self._events.popleft())
+                for effect in wanted:
                     _CARRY[type(effect)](self, effect)
+        except Exception as exc:
+            self._defect(exc, wanted)
         finally:
             self._handling = False
+
+    def _defect(self, exc: Exception, wanted: Sequence[effects.Effect]) -> None:
+        """End this life after an exception that should not be."""
+        log.critical("event=defect target=%d", self.target, exc_info=exc)
+        self._events.clear()
+        stop, left = self.replica.give_up(f"a defect: {exc!r}")
+        for effect in (*wanted, effects.Finish(left)):
+            if isinstance(effect, effects.Finish):
+                self._finish(effect)
+        self.requests.fail(Code.NOT_SERVING)
+        self._stopped(self, stop)
 
     def routing_changed(self, chain: Chain) -> None:
         """Act on a newer view of the chain."""

@@ -1,39 +1,35 @@
-"""Target: one replica's place on this node's disk through all its lives, and its local state.
+"""Target: one replica's place on this node's disk, and the shell of its ``Lifecycle``.
 
-The rules of design.md section 5: a target that was opened again is *online* and takes up nothing
-until the routing shows it as not serving; one whose replica stopped comes back as online through
-a sync, unless its store failed, which takes it offline; a syncing one is *up to date* once its
-predecessor said so under the present chain version.
+The lifecycle decides when a store is opened, when a replica begins and ends and what is reported;
+here it is done. Events that arise meanwhile are queued, so that each is decided on alone.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from pathlib import Path
 
-from hillfire.cluster import Chain, LocalState, PublicState, Routing
+from hillfire.cluster import Chain, LocalState, Routing
 from hillfire.errors import Code, Error
 from hillfire.proto import cluster_pb2
 from hillfire.proto import manager_pb2 as pb
+from hillfire.storage import lifecycle, recovery
 from hillfire.storage.craq.effects import Stop
+from hillfire.storage.lifecycle import Lifecycle
 from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Pools
-from hillfire.storage.resync import resync
+from hillfire.storage.resync import Resync
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.base import ChunkStore, Space
 from hillfire.types import ChainId, TargetId
 
 log = logging.getLogger(__name__)
 
-NEW_CHAIN_VERSION = 1
-"""Of a chain that never served: only then may a target without a store count as up to date."""
 REOPEN_S = 0.5
 SPACE_S = 1.0
 """How long a look at the disk's free space is good for."""
-
-_FATAL = (Code.IO, Code.NO_SPACE)
-"""Why a target stays offline until the node is started again."""
 
 
 class Target:
@@ -55,10 +51,8 @@ class Target:
         """Prepare; ``start`` opens the store."""
         self.id = target
         self.chain = chain
-        self.local = LocalState.OFFLINE
+        self.life = Lifecycle(target)
         self.shell: TargetShell | None = None
-        self.settled = False
-        """whether it is known if its store opens; before, nothing is reported of it"""
         self._directory = directory
         self._open_store = open_store
         self._peers = peers
@@ -68,9 +62,12 @@ class Target:
         self._poke = poke
         self._loop = asyncio.get_running_loop()
         self._store: ChunkStore | None = None
-        self._fresh = False
-        self._taken_up = False
-        self._sync: asyncio.Task[None] | None = None
+        self._events: deque[lifecycle.Event] = deque()
+        self._handling = False
+        self._opened = asyncio.Event()
+        self._resync: tuple[Resync, asyncio.Task[None]] | None = None
+        self._last: TargetShell | None = None
+        """the shell of the last life, until it has let go"""
         self._tasks: set[asyncio.Task[None]] = set()
         self._space = Space(0, 0)
         self._space_until = 0.0
@@ -78,85 +75,35 @@ class Target:
 
     def __repr__(self) -> str:
         """Tell its local state and its replica's."""
-        replica = self.shell.replica if self.shell else None
-        state = f"{replica.state.name} at {replica.version}" if replica else "closed"
-        return f"<Target {self.id} {self.local.name} {state}>"
+        return f"<Target {self.life!r}>"
 
-    # ------------------------------------------------------------------ lives
+    @property
+    def local(self) -> LocalState:
+        """Its state as it is reported."""
+        return self.life.local
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known if its store opens; before, nothing is reported of it."""
+        return self.life.settled
+
+    @property
+    def progress(self) -> recovery.Progress | None:
+        """How far the sync of its successor is, None without one."""
+        return self._resync[0].sync.progress if self._resync is not None else None
+
+    # ------------------------------------------------------------------ what happens to it
 
     async def start(self) -> None:
         """Open the store; a failure leaves the target offline and the node alive."""
-        await self._open()
-        self.settled = True
-        self._poke()
-
-    async def _open(self) -> None:
-        new = not self._directory.exists()
-        state = self._chain().state_of(self.id)
-        serves = state in (PublicState.SERVING, PublicState.LAST_SERVING)
-        if new and serves:
-            log.critical(
-                "event=store_missing target=%d directory=%s remedy=%r", self.id, self._directory,
-                "its disk is not there; mount it and start the node again",
-            )  # fmt: skip
-            return
-        try:
-            self._store = await self._loop.run_in_executor(
-                self._executor, self._open_store, self._directory
-            )
-        except Error as exc:
-            log.critical("event=store_failed target=%d cause=%r", self.id, exc.strerror)
-            return
-        self._fresh = new and self._chain().version == NEW_CHAIN_VERSION
-        self._taken_up = self._fresh
-        self._begin()
-
-    def _begin(self) -> None:
-        """Begin a life: a new replica on the open store."""
-        assert self._store is not None
-        self.local = LocalState.UP_TO_DATE if self._fresh else LocalState.ONLINE
-        self.shell = TargetShell(
-            self.id,
-            self._store,
-            peers=self._peers,
-            pools=self._pools,
-            executor=self._executor,
-            routing=self._routing,
-            stopped=self._stopped,
-            poke=self._poke,
-        )
-        self.routing_changed()
-        self._poke()
-
-    def _chain(self) -> Chain:
-        return self._routing().chain(self.chain)
+        self.handle(lifecycle.Found(not self._directory.exists(), self._chain()))
+        while not self.life.settled:
+            self._opened.clear()
+            await self._opened.wait()
 
     def routing_changed(self) -> None:
         """Act on the newest routing."""
-        shell = self.shell
-        if shell is None:
-            return
-        chain = self._chain()
-        state = chain.state_of(self.id)
-        if not self._taken_up:
-            if state is PublicState.SERVING:
-                # An earlier process's service: said to be over, so that the manager ends it.
-                self.local = LocalState.OFFLINE
-                self._poke()
-                return
-            self._taken_up = True
-            self.local = LocalState.ONLINE
-        if chain.version <= shell.replica.version:
-            return
-        # "Up to date" is said of one chain version: a sync begins anew with the next.
-        if state is PublicState.SERVING:
-            self.local = LocalState.UP_TO_DATE
-        elif not (self._fresh and chain.version == NEW_CHAIN_VERSION):
-            self.local = LocalState.ONLINE
-        shell.routing_changed(chain)
-        if self.shell is shell:
-            self._resync(shell, chain)
-        self._poke()
+        self.handle(lifecycle.Routed(self._chain()))
 
     def synced(self, chain_version: int) -> None:
         """Take note that the predecessor has made this target equal.
@@ -164,10 +111,17 @@ class Target:
         Raises:
             Error: WRONG_CHAIN_VERSION, NOT_SERVING.
         """
-        replica = self.active(chain_version).replica
-        if replica.state is PublicState.SYNCING:
-            self.local = LocalState.UP_TO_DATE
-            self._poke()
+        self.active(chain_version)
+        self.handle(lifecycle.Synced(chain_version))
+
+    def refused(self, chain_version: int, reason: str) -> None:
+        """Take note that no resync can decide what differs: this target stops.
+
+        Raises:
+            Error: WRONG_CHAIN_VERSION, NOT_SERVING.
+        """
+        self.active(chain_version)
+        self.handle(lifecycle.Refused(chain_version, reason))
 
     def active(self, chain_version: int) -> TargetShell:
         """Return the shell if it acts on this chain version.
@@ -183,60 +137,143 @@ class Target:
             raise Error(Code.WRONG_CHAIN_VERSION, text)
         return shell
 
-    def _resync(self, shell: TargetShell, chain: Chain) -> None:
-        if self._sync is not None:
-            self._sync.cancel()
-            self._sync = None
-        successor = chain.successor(self.id)
-        if successor is None or chain.state_of(successor) is not PublicState.SYNCING:
+    def handle(self, event: lifecycle.Event) -> None:
+        """Give the lifecycle an event and carry out what it wants."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events and not self._closing:
+                for effect in self.life.handle(self._events.popleft()):
+                    self._carry(effect)
+        finally:
+            self._handling = False
+
+    # ------------------------------------------------------------------ effects
+
+    def _carry(self, effect: lifecycle.Effect) -> None:
+        match effect:
+            case lifecycle.Look():
+                found = lifecycle.Found(not self._directory.exists(), self._chain())
+                self._events.append(found)
+            case lifecycle.Open():
+                self._spawn(self._open())
+            case lifecycle.Begin():
+                self._begin()
+            case lifecycle.Route():
+                if self.shell is not None:
+                    self.shell.routing_changed(effect.chain)
+            case lifecycle.Sync():
+                self._start_sync(effect)
+            case lifecycle.EndSync():
+                self._end_sync()
+            case lifecycle.StopReplica():
+                if self.shell is not None:
+                    self.shell.fail(Error(Code(effect.code), effect.reason))
+            case lifecycle.Drain():
+                self._spawn(self._drain())
+            case lifecycle.LookLater():
+                self._loop.call_later(REOPEN_S, self.handle, lifecycle.LookDue())
+            case lifecycle.Report():
+                self._poke()
+                self._opened.set()
+            case lifecycle.Alarm():
+                log.critical("event=target_held target=%d directory=%s code=%s reason=%r",
+                             self.id, self._directory, Code(effect.code).name,
+                             effect.reason)  # fmt: skip
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self) -> None:
+        try:
+            if self._store is not None:
+                store, self._store = self._store, None
+                await self._loop.run_in_executor(self._executor, store.close)
+            self._store = await self._loop.run_in_executor(
+                self._executor, self._open_store, self._directory
+            )
+        except Error as exc:
+            reason = exc.strerror or exc.code.name
+            self.handle(lifecycle.OpenFailed(exc.code, f"its store does not open: {reason}"))
+            return
+        except Exception as exc:
+            log.critical("event=defect target=%d", self.id, exc_info=exc)
+            self.handle(lifecycle.OpenFailed(Code.INTERNAL, f"its store does not open: {exc!r}"))
+            return
+        self.handle(lifecycle.Opened())
+
+    def _begin(self) -> None:
+        assert self._store is not None
+        self.shell = TargetShell(
+            self.id,
+            self._store,
+            peers=self._peers,
+            pools=self._pools,
+            executor=self._executor,
+            routing=self._routing,
+            stopped=self._stopped,
+            poke=self._poke,
+        )
+
+    def _chain(self) -> Chain:
+        return self._routing().chain(self.chain)
+
+    def _start_sync(self, effect: lifecycle.Sync) -> None:
+        self._end_sync()
+        shell = self.shell
+        if shell is None or shell.replica.stopped is not None:
             return
         try:
-            node = self._routing().node_of(successor)
+            node = self._routing().node_of(effect.successor)
         except Error as exc:
             log.warning("event=resync_without_node target=%d cause=%r", self.id, exc.strerror)
             return
-        self._sync = self._loop.create_task(resync(shell, chain, node, self._peers))
+        resync = Resync(shell, effect.chain, node, self._peers)
+        task = self._loop.create_task(resync.run())
+        self._resync = resync, task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # A defect of the resync: without it the chain would wait for it for ever.
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                log.error("event=resync_failed target=%d", self.id, exc_info=failure)
+                shell.fail(Error(Code.INTERNAL, f"the resync failed: {failure!r}"))
+
+        task.add_done_callback(ended)
+
+    def _end_sync(self) -> None:
+        if self._resync is not None:
+            self._resync[1].cancel()
+            self._resync = None
 
     def _stopped(self, shell: TargetShell, stop: Stop) -> None:
-        """Go offline, or straight back online if it was the routing that ended this life."""
         if shell is not self.shell:
             return
         level = logging.WARNING if stop.code == Code.NOT_SERVING else logging.CRITICAL
         log.log(level, "event=target_stopped target=%d code=%s reason=%r story=%r",
                 self.id, Code(stop.code).name, stop.reason, stop.story)  # fmt: skip
-        self.shell = None
-        self._fresh = False
-        self.local = LocalState.OFFLINE
-        if self._sync is not None:
-            self._sync.cancel()
-            self._sync = None
-        task = self._loop.create_task(self._again(shell, stop))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        self._poke()
+        self.shell, self._last = None, shell
+        self.handle(lifecycle.Stopped(stop.code, stop.reason))
 
-    async def _again(self, shell: TargetShell, stop: Stop) -> None:
-        """Begin the next life once the last has let go and the routing has taken note."""
-        await shell.drained()
-        if stop.code in _FATAL:
-            return
-        while self._chain().state_of(self.id) is PublicState.SERVING:
-            self._poke()
-            await asyncio.sleep(REOPEN_S)
-        if not self._closing:
-            self._taken_up = True
-            self._begin()
+    async def _drain(self) -> None:
+        if self._last is not None:
+            await self._last.drained()
+            self._last = None
+        self.handle(lifecycle.Drained())
 
     async def stop(self) -> None:
         """Close the store once nothing works on it."""
         self._closing = True
-        for task in [*self._tasks, *([self._sync] if self._sync else [])]:
+        self._end_sync()
+        for task in self._tasks:
             task.cancel()
         shell, self.shell = self.shell, None
         if shell is not None:
             shell.fail(Error(Code.NOT_SERVING, "the node is stopping"))  # answers who waits
             await shell.drained()
-        self.local = LocalState.OFFLINE
         if self._store is not None:
             await self._loop.run_in_executor(self._executor, self._store.close)
             self._store = None

@@ -587,6 +587,23 @@ class Replica:
             self._refuse(self._completing, 0, Code.NOT_SERVING)
             self._completing = None
 
+    def give_up(self, reason: str) -> tuple[Stop, list[Operation]]:
+        """Stop after a defect, in whatever state; the shell answers who waits.
+
+        Returns why, and the operations whose memory may be used again.
+        """
+        out = self._out
+        lines = [operation for line in self.waiting.values() for operation in line]
+        left = [*self.holders.values(), *lines, *out.prepare, *out.finish]
+        if self.stopped is None:
+            self._tell(f"stop: {reason}")
+            self.stopped = Stop(Code.INTERNAL, reason, "\n".join(self.story))
+        self.holders.clear()
+        self.waiting.clear()
+        self.channels.flying.clear()
+        self._completing = None
+        return self.stopped, left
+
     def _refuse_all(self, event: events.Event) -> None:
         if isinstance(event, events.WritesArrived | events.ForwardsArrived):
             for index in range(len(event.items)):

@@ -15,7 +15,7 @@ from hillfire.cluster import Chain, LocalState, PublicState
 from hillfire.errors import Code, Error
 from hillfire.meta.manager.chains import LOST, Report, new_chain, next_chain
 from hillfire.proto.wire.chunks import ForwardItem, Kind, WriteItem
-from hillfire.storage import recovery
+from hillfire.storage import comparison
 from hillfire.storage.craq import events
 from hillfire.storage.craq.check import check
 from hillfire.storage.craq.operation import Operation
@@ -214,7 +214,7 @@ class Target:
                 return
             pending = {name: each.version for name, each in peer.store.pending()}
             remote = {
-                name: recovery.Remote(
+                name: comparison.Remote(
                     m.version, pending.get(name, 0), m.length, m.checksum, m.chain_version,
                     m.epoch, m.removed,
                 )
@@ -225,8 +225,8 @@ class Target:
         def sending(remote):
             if not alive():
                 return
-            found = list(recovery.compare(dict(self.store.scan()), remote))
-            assert all(each.verdict is not recovery.Verdict.CONFLICT for each in found), found
+            found = list(comparison.compare(dict(self.store.scan()), remote))
+            assert all(each.verdict is not comparison.Verdict.CONFLICT for each in found), found
             if not found:
                 completing()
                 return

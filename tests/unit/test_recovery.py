@@ -4,7 +4,7 @@
 
 import pytest
 
-from hillfire.storage.recovery import Remote, Verdict, compare, judge
+from hillfire.storage.comparison import Remote, Verdict, compare, judge
 from hillfire.storage.store.base import ChunkMeta, Tag
 from hillfire.types import chunk_id
 
