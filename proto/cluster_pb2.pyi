@@ -78,6 +78,32 @@ LOCAL_ONLINE: LocalState.ValueType  # 2
 LOCAL_OFFLINE: LocalState.ValueType  # 3
 Global___LocalState: _TypeAlias = LocalState  # noqa: Y015
 
+class _Order:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Order.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORDER_NONE: _Order.ValueType  # 0
+    ORDER_OFFLINE: _Order.ValueType  # 1
+    """by an operator, until told otherwise"""
+    ORDER_DRAIN: _Order.ValueType  # 2
+    """its node is drained"""
+    ORDER_ROTATE: _Order.ValueType  # 3
+    """it comes back at its chain's tail"""
+
+class Order(_Order, metaclass=_OrderEnumTypeWrapper):
+    """Why the manager orders a target to leave service."""
+
+ORDER_NONE: Order.ValueType  # 0
+ORDER_OFFLINE: Order.ValueType  # 1
+"""by an operator, until told otherwise"""
+ORDER_DRAIN: Order.ValueType  # 2
+"""its node is drained"""
+ORDER_ROTATE: Order.ValueType  # 3
+"""it comes back at its chain's tail"""
+Global___Order: _TypeAlias = Order  # noqa: Y015
+
 @_typing.final
 class Endpoint(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -172,7 +198,7 @@ class Target(_message.Message):
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     node: _builtins.int
     chain: _builtins.int
@@ -185,8 +211,8 @@ class Target(_message.Message):
     """its file system, unique on its host; 0: unknown"""
     reason: _builtins.str
     """why it does not serve, in words; empty if there is none to tell"""
-    withdrawn: _builtins.bool
-    """by the manager's order: it stops, and reports offline"""
+    order: Global___Order.ValueType
+    """other than NONE: it stops, and reports offline"""
     def __init__(
         self,
         *,
@@ -200,11 +226,11 @@ class Target(_message.Message):
         capacity_bytes: _builtins.int = ...,
         device: _builtins.int = ...,
         reason: _builtins.str = ...,
-        withdrawn: _builtins.bool = ...,
+        order: Global___Order.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chain", b"chain", "device", b"device", "disk", b"disk", "id", b"id", "local", b"local", "node", b"node", "reason", b"reason", "state", b"state", "used_bytes", b"used_bytes", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chain", b"chain", "device", b"device", "disk", b"disk", "id", b"id", "local", b"local", "node", b"node", "order", b"order", "reason", b"reason", "state", b"state", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from hillfire.cluster import (
     LocalState,
     Node,
     NodeKind,
+    Order,
     Progress,
     PublicState,
     Routing,
@@ -79,7 +80,7 @@ def routing_to_message(routing: Routing) -> cluster_pb2.Routing:
             capacity_bytes=target.capacity_bytes,
             device=target.device,
             reason=target.reason,
-            withdrawn=target.withdrawn,
+            order=cluster_pb2.Order.ValueType(target.order),
         )
     for chain in routing.chains.values():
         made = message.chains.add(
@@ -144,7 +145,7 @@ def _target(message: cluster_pb2.Target) -> Target:
         message.capacity_bytes,
         message.device,
         message.reason,
-        message.withdrawn,
+        Order(message.order),
     )
 
 

@@ -38,6 +38,18 @@ class LocalState(IntEnum):
     OFFLINE = 3
 
 
+class Order(IntEnum):
+    """Why the manager orders a target to leave service."""
+
+    NONE = 0
+    OFFLINE = 1
+    """by an operator, until told otherwise"""
+    DRAIN = 2
+    """its node is drained"""
+    ROTATE = 3
+    """it comes back at its chain's tail, so that another one is head"""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a process listens."""
@@ -87,8 +99,13 @@ class Target:
     """the file system that it lies on, unique on its host; 0: unknown"""
     reason: str = ""
     """why it does not serve, in words; empty if there is none to tell"""
-    withdrawn: bool = False
-    """by the manager's order: its node stops it, and reports it offline"""
+    order: Order = Order.NONE
+    """other than NONE: its node stops it at once, and reports it offline as long as that stands"""
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it has to leave service."""
+        return self.order is not Order.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,13 @@ import pytest
 from hillfire.cluster import (
     Chain,
     ChainTable,
+    Decision,
     Endpoint,
     LocalState,
     Node,
     NodeKind,
+    Order,
+    Progress,
     PublicState,
     Routing,
     Target,
@@ -25,17 +28,29 @@ ROUTING = Routing(
     manager=HERE,
     nodes={
         NodeId(1): Node(NodeId(1), NodeKind.META, HERE, 2**63, True),
-        NodeId(101): Node(NodeId(101), NodeKind.STORAGE, Endpoint("", "", "", ""), 0, False),
+        NodeId(101): Node(
+            NodeId(101), NodeKind.STORAGE, Endpoint("", "", "", ""), 0, False, "r1", "h", 16, True
+        ),
     },
     targets={
         TargetId(state): Target(
-            TargetId(state), NodeId(101), ChainId(7), 3, state, LocalState.ONLINE, 2**40, 2**50
+            TargetId(state),
+            NodeId(101),
+            ChainId(7),
+            3,
+            state,
+            LocalState.ONLINE,
+            2**40,
+            2**50,
+            2**63,
+            "disk gone",
+            Order.DRAIN,
         )
         for state in PublicState
     },
     chains={
         ChainId(7): Chain(ChainId(7), 9, tuple((TargetId(state), state) for state in PublicState)),
-        ChainId(8): Chain(ChainId(8), 1, ()),
+        ChainId(8): Chain(ChainId(8), 1, (), 2, (TargetId(2), TargetId(1))),
     },
     tables={1: ChainTable(1, (ChainId(7), ChainId(8)))},
 )
@@ -47,6 +62,13 @@ def test_routing(routing: Routing) -> None:
     back = convert.routing_from_message(cluster_pb2.Routing.FromString(body))
     assert back == routing
     assert all(type(target.state) is PublicState for target in back.targets.values())
+
+
+def test_progress_and_decision() -> None:
+    progress = Progress(1, 2**40, 3, 4, 2**33)
+    assert convert.progress_from_message(convert.progress_to_message(progress)) == progress
+    decision = Decision(7, 2**41, "me@here", "gave up", "disk lost", 2**40, 1, 2, 3, True)
+    assert convert.decision_from_message(convert.decision_to_message(decision)) == decision
 
 
 def test_layout_and_endpoint() -> None:
