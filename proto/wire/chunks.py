@@ -30,6 +30,8 @@ class Kind(IntEnum):
     """Leaves a tombstone, so that versions never restart; no payload."""
     REPLACE = 4
     """The whole chunk as it is on the predecessor (FORWARD only): recovery's transfer."""
+    CLONE = 5
+    """The committed image of another chunk of the same chain, which is named; no payload."""
 
 
 class ReadItem(NamedTuple):

@@ -6,8 +6,10 @@ chunk by the pending image in one step. A chunk has at most one pending update. 
 implementation passes tests/conformance/test_store.py.
 
 Durability: what ``prepare`` and ``commit`` returned survives the death of the process (it is in
-the page cache, or beyond); ``sync`` makes it survive the host's. A crash at any system call
-leaves a store that opens, with each chunk at its old or its new image and never between.
+the page cache, or beyond); ``sync`` makes it survive the host's; a store that was opened as
+*durable* does so in ``prepare`` and ``commit``. A crash at any system call leaves a store that
+opens, with each chunk at its old or its new image and never between. Bytes that were lost with the
+host's power, although the record that names them was not, fail their checksum: CORRUPT.
 
 All calls block and may be made from several threads. Calls that change one chunk are made by one
 caller at a time (the shell holds the chunk's lock); ``read`` may run beside anything and answers
@@ -20,7 +22,11 @@ import abc
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from hillfire.errors import Code, Error
 from hillfire.types import ChunkId, InodeId, Version
+
+SCRUB_CHUNKS = 256
+"""How many chunks one step of a scrub looks at, at most."""
 
 
 class Tag(NamedTuple):
@@ -64,6 +70,9 @@ class Pending(NamedTuple):
     offset: int
     payload_length: int
     payload_checksum: int
+    source: ChunkId | None = None
+    """CLONE: the chunk whose image it is"""
+    source_version: Version = Version(0)
 
 
 class Update(NamedTuple):
@@ -84,6 +93,10 @@ class Update(NamedTuple):
     epoch: int
     chain_version: int
     chunk_bytes: int
+    source: ChunkId | None = None
+    """CLONE: whose committed image the chunk shall become; its lock is held too"""
+    source_version: Version = Version(0)
+    """CLONE: which image of the source that must be"""
 
 
 class Image(NamedTuple):
@@ -98,6 +111,20 @@ class Space(NamedTuple):
 
     used_bytes: int
     capacity_bytes: int
+    no_new_chunks: bool = False
+    """so little is left that updates which need more of the disk are refused"""
+    no_writes: bool = False
+    """so little is left that only what frees space is done: TRUNCATE, REMOVE"""
+
+
+class Scrubbed(NamedTuple):
+    """What one step of a walk over all chunks found."""
+
+    last: ChunkId | None
+    """where the next step begins; None if this one came to the end"""
+    n_bytes: int
+    """how many were verified"""
+    damaged: list[ChunkId]
 
 
 class ChunkStore(abc.ABC):
@@ -121,7 +148,10 @@ class ChunkStore(abc.ABC):
 
         One entry an update: the image it will make (gaps are zeros), or the error that befell it
         alone: ``Error`` CHECKSUM (the payload is not what its sender claims), TOO_LARGE (beyond
-        ``chunk_bytes``), CORRUPT (bytes it builds upon fail their checksum), NO_SPACE, IO.
+        ``chunk_bytes``), CORRUPT (bytes it builds upon fail their checksum), CONFLICT (the source
+        of a CLONE is at another version), NO_SPACE, IO.
+
+        A CLONE of an absent or removed chunk is a chunk without bytes.
         """
 
     @abc.abstractmethod
@@ -182,6 +212,45 @@ class ChunkStore(abc.ABC):
     @abc.abstractmethod
     def forget_clients(self, clients: Iterable[int]) -> None:
         """Drop the tags of clients whose sessions ended."""
+
+    @abc.abstractmethod
+    def verify(self, chunk: ChunkId, *, cold: bool = False) -> int:
+        """Check all bytes of a committed image, and its record, against all their checksums.
+
+        ``cold``: as they lie on the disk, not as the page cache has them. Returns how many bytes
+        there were.
+
+        Raises:
+            Error: CORRUPT, IO.
+        """
+
+    def scrub(self, after: ChunkId | None, limit_bytes: int) -> Scrubbed:
+        """Verify chunks in the order of their ids until ``limit_bytes`` were read.
+
+        Raises:
+            Error: IO.
+        """
+        n_bytes, damaged = 0, list[ChunkId]()
+        page = self.scan(after, SCRUB_CHUNKS)
+        for chunk, _ in page:
+            try:
+                n_bytes += self.verify(chunk, cold=True)
+            except Error as exc:
+                if exc.code != Code.CORRUPT:
+                    raise
+                damaged.append(chunk)
+            after = chunk
+            if n_bytes >= limit_bytes:
+                return Scrubbed(after, n_bytes, damaged)
+        return Scrubbed(after if len(page) == SCRUB_CHUNKS else None, n_bytes, damaged)
+
+    def maintain(self) -> bool:
+        """Do work that was put off, if there is some; it is done in time without this call.
+
+        Raises:
+            Error: NO_SPACE, IO.
+        """
+        return False
 
     @abc.abstractmethod
     def sync(self) -> None:

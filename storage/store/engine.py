@@ -295,6 +295,12 @@ class EngineStore(ChunkStore):
             for key in keys:
                 del self._tags[key]
 
+    def verify(self, chunk: ChunkId, *, cold: bool = False) -> int:
+        """See ``ChunkStore.verify``."""
+        meta = self.get(chunk)
+        length = 0 if meta is None else meta.length
+        return self.read(chunk, 0, memoryview(bytearray(length)))[0]
+
     def sync(self) -> None:
         """See ``ChunkStore.sync``: first the bytes, then the records that name them."""
         self._catalog.sync()

@@ -83,14 +83,17 @@ class MemoryStore(ChunkStore):
         has_payload = update.kind in (Kind.WRITE, Kind.REPLACE)
         payload = bytes(update.payload[: update.length]) if has_payload else b""
         end = update.length + (update.offset if update.kind == Kind.WRITE else 0)
-        if update.kind != Kind.REMOVE and end > update.chunk_bytes:
+        if update.kind not in (Kind.REMOVE, Kind.CLONE) and end > update.chunk_bytes:
             text = f"byte {end} is beyond the chunk size of {update.chunk_bytes}"
             raise Error(Code.TOO_LARGE, text)
         checksum = crc32c(payload)
         if has_payload and checksum != update.checksum:
             raise Error(Code.CHECKSUM, "the payload is not what its sender claims")
         old = self._chunks.get(update.chunk)
-        image = outcome(b"" if old is None else old[1], update, payload)
+        if update.kind == Kind.CLONE:
+            image: bytes | None = self._source(update)
+        else:
+            image = outcome(b"" if old is None else old[1], update, payload)
         if self.space().used_bytes + len(image or b"") > self._capacity:
             raise Error(Code.NO_SPACE, f"more than {self._capacity} bytes of chunks")
         result = Image(len(image or b""), digest(grains_of(image or b"")))
@@ -104,9 +107,21 @@ class MemoryStore(ChunkStore):
             update.offset,
             len(payload),
             checksum,
+            update.source,
+            update.source_version,
         )
         self._waiting[update.chunk] = _Waiting(record, payload, image)
         return result
+
+    def _source(self, update: Update) -> bytes:
+        """Return the image that a CLONE takes over."""
+        assert update.source is not None, "a clone has a source"
+        found = self._chunks.get(update.source)
+        version = 0 if found is None else found[0].version
+        if version != update.source_version:
+            text = f"the source is at version {version}, not {update.source_version}"
+            raise Error(Code.CONFLICT, text)
+        return b"" if found is None else found[1]
 
     def commit(self, chunks: Sequence[tuple[ChunkId, Version, int]]) -> None:
         """See ``ChunkStore.commit``."""
@@ -183,6 +198,16 @@ class MemoryStore(ChunkStore):
         """See ``ChunkStore.forget_clients``."""
         gone = set(clients)
         self._tags = {key: tag for key, tag in self._tags.items() if key[0] not in gone}
+
+    def verify(self, chunk: ChunkId, *, cold: bool = False) -> int:
+        """See ``ChunkStore.verify``."""
+        found = self._chunks.get(chunk)
+        if found is None:
+            return 0
+        meta, image = found
+        if (len(image), digest(grains_of(image))) != (meta.length, meta.checksum):
+            raise Error(Code.CORRUPT, f"chunk {chunk.hex()}: bytes fail their checksum")
+        return len(image)
 
     def sync(self) -> None:
         """See ``ChunkStore.sync``: memory has no durability to add."""

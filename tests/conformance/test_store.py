@@ -291,8 +291,8 @@ def test_appends_grow_a_chunk(store: ChunkStore, step: int) -> None:
 
 
 def test_space_is_counted(store: ChunkStore) -> None:
-    used, capacity = store.space()
-    assert 0 <= used < capacity
+    space = store.space()
+    assert 0 <= space.used_bytes < space.capacity_bytes
 
 
 @pytest.mark.parametrize("direct", [False, True])
