@@ -1,0 +1,157 @@
+"""Search: is there an order of the operations that real time allows and the register explains?
+
+Operations are ordered *just in time*: walking along the returns, an operation is only put in order
+when it returns, or when one that returns needs it before. What was reached once (how far along, who
+is in order though not returned, which state) is never tried again. A read whose answer fits the
+present state is put in order at once: it changes nothing, so nothing is lost by it.
+
+Operations of unknown outcome never return: they are put in order only where a read needs them. If
+the same place and state were reached with fewer of them used up, the one with more is dropped.
+
+Source: Wing & Gong 1993; Lowe 2017 (just-in-time linearization, configurations remembered).
+"""
+
+from typing import NamedTuple
+
+from tests.history.operation import Kind
+from tests.history.register import REFUSED, Register
+
+DEFAULT_STEPS = 2_000_000
+"""Tried at most; a register that needs more is undecided."""
+
+
+class Found(NamedTuple):
+    """What a search came to."""
+
+    order: list[int] | None
+    """a witness: indices of operations in an order that explains all; None if there is none"""
+    stuck: int
+    """without a witness: the operation at whose return every order has failed"""
+    steps: int
+    undecided: bool
+    """gave up after its bound of steps"""
+
+
+class _Moment(NamedTuple):
+    """A return, and who may be put in order before it."""
+
+    returning: int
+    reads: tuple[int, ...]
+    changes: tuple[int, ...]
+    """in the order in which they return, those of unknown outcome last"""
+
+
+def search(register: Register, limit: int = DEFAULT_STEPS) -> Found:
+    """Look for an order; ``limit`` bounds the steps."""
+    moments = _moments(register)
+    unknown = sum(1 << i for i, each in enumerate(register.operations) if each.unknown)
+    step, steps = register.step, 0
+    seen: dict[tuple[int, int, int], list[int]] = {}
+    furthest = 0
+    # (how far, those in order, state, what was put in order on the way here: a linked list)
+    stack: list[tuple[int, int, int, _Path]] = [(0, 0, register.initial, None)]
+    while stack:
+        at, done, state, path = stack.pop()
+        # Take every read that fits, pass every return that is in order.
+        while at < len(moments):
+            moment = moments[at]
+            for read in moment.reads:
+                if not done >> read & 1 and step(state, read) != REFUSED:
+                    done |= 1 << read
+                    path = (read, path)
+            if not done >> moment.returning & 1:
+                break
+            done &= ~(1 << moment.returning)
+            at += 1
+        else:
+            return Found(_order(path), -1, steps, False)
+        furthest = max(furthest, at)
+        if _visited(seen, at, done, state, unknown):
+            continue
+        moment = moments[at]
+        following = []
+        for change in moment.changes:
+            if done >> change & 1:
+                continue
+            steps += 1
+            after = step(state, change)
+            if after != REFUSED:
+                following.append((at, done | 1 << change, after, (change, path)))
+        if steps > limit:
+            return Found(None, moments[furthest].returning, steps, True)
+        # The last pushed is tried first.
+        if register.operations[moment.returning].kind is Kind.READ:
+            following.sort(key=lambda each: -register.distance(each[2], moment.returning))
+        else:
+            following.reverse()
+        stack.extend(following)
+    return Found(None, moments[furthest].returning, steps, False)
+
+
+_Path = tuple[int, "_Path"] | None
+
+
+def _order(path: "_Path") -> list[int]:
+    order = []
+    while path is not None:
+        index, path = path
+        order.append(index)
+    return order[::-1]
+
+
+def _visited(
+    seen: dict[tuple[int, int, int], list[int]], at: int, done: int, state: int, unknown: int
+) -> bool:
+    """Remember a configuration; True if one at least as good was there before."""
+    used = done & unknown
+    before = seen.setdefault((at, done & ~unknown, state), [])
+    if any(each & used == each for each in before):
+        return True
+    before.append(used)
+    return False
+
+
+def _moments(register: Register) -> list[_Moment]:
+    """Return every return in its order, with who was invoked before it and had not returned."""
+    operations = register.operations
+    useful = register.observed()
+    marks: list[tuple[int, int, int]] = []
+    for index, operation in enumerate(operations):
+        if operation.returned is not None:
+            marks.append((operation.returned, 1, index))
+        elif operation.kind is Kind.READ or not matters(register, index, useful):
+            continue
+        marks.append((operation.invoked, 0, index))
+    marks.sort()  # at one instant invocations come first: what touches overlaps
+    moments = []
+    open_: dict[int, None] = {}
+    never = float("inf")
+
+    def due(index: int) -> float:
+        returned = operations[index].returned
+        return never if returned is None else returned
+
+    for _, is_return, index in marks:
+        if not is_return:
+            open_[index] = None
+            continue
+        reads = tuple(i for i in open_ if operations[i].kind is Kind.READ)
+        changes = sorted((i for i in open_ if operations[i].kind is not Kind.READ), key=due)
+        moments.append(_Moment(index, reads, tuple(changes)))
+        del open_[index]
+    return moments
+
+
+def matters(register: Register, index: int, observed: set[int]) -> bool:
+    """Tell whether an operation of unknown outcome can be of use to any order.
+
+    A write of which no read saw a byte can be left out of any order that holds it, unless lengths
+    or epochs are looked at too.
+    """
+    operation = register.operations[index]
+    if operation.kind is not Kind.WRITE or register.sized or index in observed:
+        return True
+    return operation.epoch is not None and any(
+        other.kind in (Kind.TRUNCATE, Kind.REMOVE) and other.epoch is not None
+        for other in register.operations
+    )
