@@ -11,14 +11,14 @@ from tests.history.register import REFUSED, Register
 def propose(register: Register) -> list[int] | None:
     """Return the order by versions, None if the answers do not tell one.
 
-    Operations of unknown outcome have no version. Where a version is missing, that one of them
-    takes its place with which the answers after it are explained furthest.
+    Operations of unknown outcome have no version. As long as an answer is not explained, one of
+    them is put where a version is missing before it: the one, and the place, that explain most.
     """
     operations = register.operations
-    answered = [i for i, each in enumerate(operations) if not each.unknown]
-    if len(register.keys) > 1 or any(operations[i].version is None for i in answered):
+    order = [i for i, each in enumerate(operations) if not each.unknown]
+    if len(register.keys) > 1 or any(operations[i].version is None for i in order):
         return None
-    answered.sort(
+    order.sort(
         key=lambda i: (
             operations[i].version or 0,
             operations[i].kind is Kind.READ,
@@ -26,28 +26,53 @@ def propose(register: Register) -> list[int] | None:
         )
     )
     open_ = [i for i, each in enumerate(operations) if each.unknown and each.kind is not Kind.READ]
-    order: list[int] = []
-    state, before = register.initial, 0
-    for at, index in enumerate(answered):
-        version = operations[index].version or 0
-        for _ in range(min(version - before - 1, len(open_))):
-            best = max(open_, key=lambda i: _reach(register, register.step(state, i), answered, at))
-            after = register.step(state, best)
-            if _reach(register, after, answered, at) > _reach(register, state, answered, at):
-                state = after
-                open_.remove(best)
-                order.append(best)
-        before = version
-        state = register.step(state, index)
-        if state == REFUSED:
+    while True:
+        states = _states(register, order)
+        reached = len(states) - 1
+        if reached == len(order):
+            return order
+        best = reached, -1, -1
+        for at in _gaps(register, order[: reached + 1]):
+            for unknown in open_:
+                after = register.step(states[at], unknown)
+                best = max(best, (_reach(register, after, order, at), at, unknown))
+        _, at, unknown = best
+        if at < 0:
             return None
-        order.append(index)
-    return order
+        order.insert(at, unknown)
+        open_.remove(unknown)
 
 
-def _reach(register: Register, state: int, answered: list[int], at: int) -> int:
+def _states(register: Register, order: list[int]) -> list[int]:
+    """Return the states before each operation and after the last, as far as the answers fit."""
+    states = [register.initial]
+    for index in order:
+        after = register.step(states[-1], index)
+        if after == REFUSED:
+            break
+        states.append(after)
+    return states
+
+
+def _gaps(register: Register, order: list[int]) -> list[int]:
+    """Return the places in an order before which a version is missing."""
+    gaps, version, filled = [], 0, 0
+    for at, index in enumerate(order):
+        operation = register.operations[index]
+        following = operation.version
+        if following is None:
+            filled += 1
+            continue
+        made = following - version - (operation.kind is not Kind.READ)
+        if made > filled:
+            gaps.append(at)
+        version, filled = following, 0
+    return gaps
+
+
+def _reach(register: Register, state: int, order: list[int], at: int) -> int:
     """Return how far the answers from ``at`` on are explained from a state."""
-    while at < len(answered) and (state := register.step(state, answered[at])) != REFUSED:
+    while at < len(order) and (state := register.step(state, order[at])) != REFUSED:
         at += 1
     return at
 
