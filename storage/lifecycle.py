@@ -23,6 +23,7 @@ NEW_CHAIN_VERSION = 1
 MAX_DEFECTS = 3
 """Lives of one process that may end by a defect of the program; after that the target stays out."""
 
+_ORDERED = "withdrawn by order"
 _SERVES = (PublicState.SERVING, PublicState.LAST_SERVING)
 
 
@@ -34,6 +35,7 @@ class Found(NamedTuple):
 
     new: bool
     chain: Chain
+    withdrawn: bool = False
 
 
 class Opened(NamedTuple):
@@ -48,9 +50,10 @@ class OpenFailed(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """A view of the chain; older ones than known do no harm."""
+    """A view of the chain, and whether an order withdraws this target from it."""
 
     chain: Chain
+    withdrawn: bool = False
 
 
 class Synced(NamedTuple):
@@ -156,9 +159,10 @@ Effect = (
 class Lifecycle:
     """What one target says of itself, and when its lives begin and end."""
 
-    def __init__(self, target: TargetId) -> None:
+    def __init__(self, target: TargetId, *, on_rule: Callable[[int], None] | None = None) -> None:
         """Begin offline, with a store that was not looked for yet."""
         self.target = target
+        self._on_rule = on_rule
         self.local = LocalState.OFFLINE
         self.reason = "its store is not open yet"
         """why it is offline; empty while it is not"""
@@ -179,6 +183,7 @@ class Lifecycle:
         self._draining = False
         self._defects = 0
         self._refusal = ""
+        self._withdrawn = False
         self._out: list[Effect] = []
 
     def __repr__(self) -> str:
@@ -192,12 +197,17 @@ class Lifecycle:
         _HANDLERS[type(event)](self, event)
         return out
 
+    def _rule(self, number: int) -> None:
+        if self._on_rule is not None:
+            self._on_rule(number)
+
     # ------------------------------------------------------------------ the store
 
     def _found(self, event: Found) -> None:
-        self._chain = event.chain
+        self._chain, self._withdrawn = event.chain, event.withdrawn
         if event.new and event.chain.state_of(self.target) in _SERVES:
-            # An empty directory in its place would be believed to hold everything.
+            # R43: an empty directory in its place would be believed to hold everything.
+            self._rule(43)
             self._hold(Code.IO, "its store is missing; mount its disk, then start the node again")
             self.settled = True
             self._out.append(Report())
@@ -215,7 +225,10 @@ class Lifecycle:
         self._fresh = self._new and chain.version == NEW_CHAIN_VERSION
         self._taken_up = self._fresh
         self.settled = True
-        self._begin()
+        if self._withdrawn:
+            self._withdraw()
+        else:
+            self._begin()
 
     def _open_failed(self, event: OpenFailed) -> None:
         self._hold(Code(event.code), event.reason)
@@ -237,17 +250,33 @@ class Lifecycle:
     def _routed(self, event: Routed) -> None:
         if self._chain is None or event.chain.version < self._chain.version:
             return
-        self._chain = event.chain
-        if self.living:
+        self._chain, self._withdrawn = event.chain, event.withdrawn
+        if self._withdrawn:
+            self._withdraw()
+        elif self.living:
             self._route(event.chain)
         else:
             self._return()
 
+    def _withdraw(self) -> None:
+        """Act on nothing while an order stands (R45).
+
+        Otherwise a target that is removed while it is alive could show what was before a write
+        that the others have acknowledged without it.
+        """
+        if self.living:
+            self._rule(45)
+            self._out.append(StopReplica(Code.NOT_SERVING, _ORDERED))
+        elif self.code is Code.OK and self.reason != _ORDERED:
+            self.local, self.reason = LocalState.OFFLINE, _ORDERED
+            self._out.append(Report())
+
     def _route(self, chain: Chain) -> None:
         state = chain.state_of(self.target)
         if not self._taken_up:
-            # Source: design.md 5, Leases: a new incarnation counts as a death.
+            # R40. Source: design.md 5, Leases: a new incarnation counts as a death.
             if state is PublicState.SERVING:
+                self._rule(40)
                 # An earlier process's service: said to be over, so that the manager ends it.
                 self.local = LocalState.OFFLINE
                 self.reason = "it served before the node was started again"
@@ -257,7 +286,7 @@ class Lifecycle:
             self.local, self.reason = LocalState.ONLINE, ""
         if chain.version <= self.version:
             return
-        # "Up to date" is said of one chain version: a sync begins anew with the next.
+        # R42: "up to date" is said of one chain version: a sync begins anew with the next.
         if state is PublicState.SERVING:
             self.local = LocalState.UP_TO_DATE
         elif not (self._fresh and chain.version == NEW_CHAIN_VERSION):
@@ -275,11 +304,12 @@ class Lifecycle:
             and event.chain_version == self.version
             and self.state is PublicState.SYNCING
         ):
+            self._rule(42)
             self.local = LocalState.UP_TO_DATE
             self._out.append(Report())
 
     def _refused(self, event: Refused) -> None:
-        # Source: 3FS, the fatal rows of its sync worker's comparison.
+        # R35. Source: 3FS, the fatal rows of its sync worker's comparison.
         if (
             self.living
             and event.chain_version == self.version
@@ -303,8 +333,10 @@ class Lifecycle:
         if self._refusal:
             self._hold(Code.CONFLICT, self._refusal)
         elif code in (Code.IO, Code.NO_SPACE):
+            self._rule(44)
             self._hold(code, event.reason)
         elif code is Code.INTERNAL:
+            self._rule(46)
             self._defects += 1
             if self._defects >= MAX_DEFECTS:
                 self._hold(code, event.reason)
@@ -335,6 +367,8 @@ class Lifecycle:
     def _return(self) -> None:
         """Begin the next life once the last has let go and the routing has taken note."""
         if self.living or self._draining or not self.settled or self.code is not Code.OK:
+            return
+        if self._withdrawn:
             return
         assert self._chain is not None
         if self._chain.state_of(self.target) is PublicState.SERVING:

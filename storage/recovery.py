@@ -209,6 +209,10 @@ class Sync:
                 self._go()
         return self._out
 
+    def _rule(self, number: int) -> None:
+        if self._on_rule is not None:
+            self._on_rule(number)
+
     # ------------------------------------------------------------------ comparing
 
     def _listed(self, event: Listed) -> None:
@@ -223,6 +227,8 @@ class Sync:
         progress.compared_chunks += len(event.records.keys() | page.records.keys())
         progress.compared_bytes += sum(meta.length for meta in event.records.values())
         conflicts = []
+        if not event.records.keys().isdisjoint(page.records):
+            self._rule(34)
         for found in compare(event.records, page.records):
             if found.verdict is Verdict.CONFLICT:
                 conflicts.append(found)
@@ -240,7 +246,11 @@ class Sync:
             self._after = page.last
 
     def _conflict(self, found: Sequence[Decision]) -> None:
-        """Stop the successor: what it has newer than a serving target, nobody may throw away."""
+        """Stop the successor: what it has newer than a serving target, nobody may throw away.
+
+        R35. Source: 3FS, the fatal rows of its sync worker's comparison.
+        """
+        self._rule(35)
         self._queue.clear()
         self._again.clear()
         named = ", ".join(f"{each.chunk.hex()}: {each.reason}" for each in found[:TOLD])
@@ -303,6 +313,8 @@ class Sync:
                 break
             batch.append(self._queue.popleft())
             n_bytes += batch[-1][1]
+        # R33: what is sent is decided again under the chunks' locks, by the replica.
+        self._rule(33)
         self._batches += 1
         self._flying[self._batches] = batch
         self._out.append(SendBatch(self._batches, [chunk for chunk, _ in batch], n_bytes))

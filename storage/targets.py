@@ -96,14 +96,14 @@ class Target:
 
     async def start(self) -> None:
         """Open the store; a failure leaves the target offline and the node alive."""
-        self.handle(lifecycle.Found(not self._directory.exists(), self._chain()))
+        self.handle(self._look())
         while not self.life.settled:
             self._opened.clear()
             await self._opened.wait()
 
     def routing_changed(self) -> None:
         """Act on the newest routing."""
-        self.handle(lifecycle.Routed(self._chain()))
+        self.handle(lifecycle.Routed(self._chain(), self._withdrawn()))
 
     def synced(self, chain_version: int) -> None:
         """Take note that the predecessor has made this target equal.
@@ -155,8 +155,7 @@ class Target:
     def _carry(self, effect: lifecycle.Effect) -> None:
         match effect:
             case lifecycle.Look():
-                found = lifecycle.Found(not self._directory.exists(), self._chain())
-                self._events.append(found)
+                self._events.append(self._look())
             case lifecycle.Open():
                 self._spawn(self._open())
             case lifecycle.Begin():
@@ -182,6 +181,9 @@ class Target:
                 log.critical("event=target_held target=%d directory=%s code=%s reason=%r",
                              self.id, self._directory, Code(effect.code).name,
                              effect.reason)  # fmt: skip
+
+    def _look(self) -> lifecycle.Found:
+        return lifecycle.Found(not self._directory.exists(), self._chain(), self._withdrawn())
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = self._loop.create_task(work)
@@ -221,6 +223,10 @@ class Target:
 
     def _chain(self) -> Chain:
         return self._routing().chain(self.chain)
+
+    def _withdrawn(self) -> bool:
+        known = self._routing().targets.get(self.id)
+        return known is not None and known.withdrawn
 
     def _start_sync(self, effect: lifecycle.Sync) -> None:
         self._end_sync()
