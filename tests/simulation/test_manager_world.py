@@ -143,11 +143,8 @@ class World:
     async def pass_time(self) -> None:
         for _ in range(self.random.choice((1, 1, 1, 1, 2, 8))):
             self.now_ms += 50
-            self.service._leases.look(self.now_ms * NS_PER_MS)
-            try:
-                await self.service._evaluate()
-            except Error:
-                continue
+            self.service.tick()
+            await self.service.saved()
 
     async def start(self, node: Process) -> None:
         if node.running or node.registering is not None:
@@ -226,7 +223,7 @@ class World:
     async def restart_manager(self, _: Process) -> None:
         if self.random.random() < 0.1:
             self.did["manager restart"] += 1
-            self.service.close()
+            await self.service.close()
             for node in self.nodes.values():
                 if node.registering is not None:
                     node.registering.cancel()
