@@ -108,6 +108,16 @@ class ManagerConfig:
     heartbeat_interval_ms: Annotated[
         int, Bounds(10, 60_000), "How often nodes report. At most a quarter of the lease."
     ] = 250
+    client_session_ms: Annotated[
+        int,
+        Bounds(1_000, 86_400_000),
+        "A client that was not heard of for so long retries nothing any more: storage nodes may "
+        "forget what they know of its updates.",
+    ] = 600_000
+    rotate: Annotated[
+        bool,
+        "Bring each chain's preferred head back by itself, once all is calm after a restart.",
+    ] = True
     durable: Annotated[
         bool,
         "Sync every decision to the disk before it is published. Only tests turn it off.",
@@ -155,6 +165,12 @@ class MetaConfig:
         Bounds(100, 3_600_000),
         "A client that was not heard of for so long has closed all its files.",
     ] = 10_000
+    copies: Annotated[
+        int,
+        Bounds(0, 16),
+        "On how many storage nodes a copy of the database is kept, at most a second behind, from "
+        "which `hillfire meta restore` rebuilds it. 0: its disk is all there is.",
+    ] = 2
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -190,11 +206,71 @@ class StorageConfig:
     direct_io: Annotated[
         bool, "Write whole chunks past the page cache (O_DIRECT), where the file system can."
     ] = True
+    disks: Annotated[
+        tuple[Path, ...],
+        "Directories, one on each disk, over which its targets are spread; a disk that fails takes "
+        "its own targets offline and no others. Empty: `directory` is the only one.",
+    ] = ()
+    rack: Annotated[
+        str, "Where it stands: two replicas of a chunk are never in one rack if there are enough."
+    ] = ""
+    durability: Annotated[
+        str,
+        Choice(("default", "always")),
+        "When a write is acknowledged: once it survives the death of every process (fsync makes it "
+        'survive the loss of power), or with "always" once it survives that, too.',
+    ] = "default"
+    no_new_chunks_percent: Annotated[
+        float, Bounds(1, 100), "A disk that is so full takes no new chunks."
+    ] = 98.0
+    no_writes_percent: Annotated[
+        float,
+        Bounds(1, 100),
+        "A disk that is so full takes no writes at all; deleting always works.",
+    ] = 99.0
+    recovery_share: Annotated[
+        float,
+        Bounds(0.01, 1),
+        "Part of the time that bringing replicas up to date and checking them may take while "
+        "others want the node; whoever else wants it keeps the rest. 1: they are never held back. "
+        "An idle node gives recovery all it has.",
+    ] = 0.2
+    recovery_bytes_per_s: Annotated[
+        Bytes, Bounds(0, 1 << 40), "At most so much a second for it in any case; 0: no limit."
+    ] = 0
+    recovery_chains: Annotated[
+        int, Bounds(1, 1024), "How many chains a node brings up to date at once."
+    ] = 4
+    scrub_days: Annotated[
+        float,
+        Bounds(0, 3650),
+        "In so many days every stored byte is read and checked once, and compared with the other "
+        "replicas' records; 0: only by `hillfire scrub`.",
+    ] = 14.0
+    scrub_bytes_per_s: Annotated[
+        Bytes, Bounds(1 << 16, 1 << 40), "At most so much a second, for each disk."
+    ] = 32 * MIB
+    probe_interval_ms: Annotated[
+        int, Bounds(10, 3_600_000), "How often each disk is tried with a small write."
+    ] = 3000
+    probe_timeout_ms: Annotated[
+        int,
+        Bounds(50, 3_600_000),
+        "A disk that has not done a small write in so long counts as failed.",
+    ] = 10_000
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
-        """Check the addresses."""
+        """Check the addresses, and the thresholds against each other."""
         _check_reachable(self.listen, self.grpc_listen, self.manager)
+        if self.no_new_chunks_percent > self.no_writes_percent:
+            raise Error(
+                Code.CONFIGURATION,
+                f"no_new_chunks_percent = {self.no_new_chunks_percent:g} is above "
+                f"no_writes_percent = {self.no_writes_percent:g}: the first must come first",
+            )
+        if len(set(self.disks)) != len(self.disks):
+            raise Error(Code.CONFIGURATION, "disks names a directory twice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,6 +432,8 @@ def _described(field: "Field[Any]", hint: Any) -> list[str]:
 def _checked(value: Any, hint: Any, shown: str) -> Any:
     """Return ``value`` as its field's type; ``shown`` opens the message if it is none."""
     marks = _marks(hint)
+    if get_origin(get_args(hint)[0]) is tuple:
+        return _checked_list(value, get_args(get_args(hint)[0])[0], shown)
     kind = _plain(hint)
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
@@ -379,6 +457,16 @@ def _checked(value: Any, hint: Any, shown: str) -> Any:
             message = f"{shown} is not between {mark.least} and {mark.greatest}"
             raise Error(Code.CONFIGURATION, message)
     return value
+
+
+def _checked_list(value: Any, hint: Any, shown: str) -> tuple[Any, ...]:
+    """Return a list's values as their type."""
+    if not isinstance(value, list):
+        raise Error(Code.CONFIGURATION, f'{shown} is no list: write for example ["/mnt/disk-1"]')
+    return tuple(
+        _checked(each, Annotated[hint, ""], f"{shown}: its {place}. value {_toml(each)}")
+        for place, each in enumerate(value, 1)
+    )
 
 
 _WORDS: dict[type, str] = {
