@@ -129,9 +129,10 @@ def next_chain(chain: Chain, reports: Mapping[TargetId, Report]) -> Chain | None
     return _changed(chain, decided)
 
 
-def new_chain(chain: ChainId, targets: tuple[TargetId, ...]) -> Chain:
-    """Return a chain that has never served, head first."""
-    return Chain(chain, NEW_CHAIN_VERSION, tuple((target, OFFLINE) for target in targets))
+def new_chain(chain: ChainId, targets: tuple[TargetId, ...], min_serving: int = 1) -> Chain:
+    """Return a chain that has never served, in the order that it prefers, head first."""
+    members = tuple((target, OFFLINE) for target in targets)
+    return Chain(chain, NEW_CHAIN_VERSION, members, min_serving, targets)
 
 
 def check(chain: Chain) -> None:

@@ -44,6 +44,16 @@ class Status(NamedTuple):
     progress: Progress | None = None
 
 
+class Wish(NamedTuple):
+    """What chains somebody wants."""
+
+    nodes: int
+    """how many storage nodes have to be up"""
+    targets_per_node: int
+    replicas: int
+    min_serving: int = 1
+
+
 def first_routing(cluster: str) -> Routing:
     """Return the routing of a cluster without nodes."""
     return Routing(cluster, 0)
@@ -71,17 +81,24 @@ def with_node(routing: Routing, node: Node) -> Routing | None:
 
 
 def evaluate(
-    routing: Routing, alive: Set[NodeId], said: Mapping[TargetId, Status], *, space: bool = False
+    routing: Routing,
+    alive: Set[NodeId],
+    said: Mapping[TargetId, Status],
+    *,
+    space: bool = False,
+    left: Set[TargetId] = frozenset(),
 ) -> Routing | None:
     """Apply everything that is known at this moment: deaths, returns, reports.
 
     ``alive``: the nodes whose lease runs; ``said``: what they have said since they registered;
-    ``space``: publish the use of space too, if it changed notably.
+    ``space``: publish the use of space too, if it changed notably; ``left``: the targets that were
+    ordered to leave service so long ago that they have.
     """
     nodes = {n.id: replace(n, alive=n.id in alive) for n in routing.nodes.values()}
     reports: dict[TargetId, Report] = {}
     for target in routing.targets.values():
-        if target.node not in alive:
+        serves = target.state in (PublicState.SERVING, PublicState.LAST_SERVING)
+        if target.node not in alive or (target.withdrawn and (target.id in left or not serves)):
             reports[target.id] = LOST
         elif target.id in said:
             reports[target.id] = said[target.id].report
@@ -100,30 +117,40 @@ def evaluate(
     )
 
 
-def with_chains(
-    routing: Routing, nodes: int, targets_per_node: int, replicas: int
-) -> Routing | None:
+def with_chains(routing: Routing, wish: Wish) -> Routing | None:
     """Create all chains over the storage nodes, once; None if the same were created before.
 
     Raises:
-        Error: CONFIGURATION if the numbers make no chain; UNAVAILABLE until ``nodes`` storage
-            nodes are up; EXISTS if there are chains made of other numbers.
+        Error: CONFIGURATION if the numbers make no chain; UNAVAILABLE until enough nodes are up;
+            EXISTS if there are chains made of other numbers.
     """
     up = sorted(n.id for n in routing.nodes.values() if n.kind is NodeKind.STORAGE and n.alive)
     if routing.tables:
-        if _is_made_of(routing, nodes, targets_per_node, replicas):
-            return None
+        require_alike(routing, wish)
+        return None
+    require(wish.nodes, wish.targets_per_node, wish.replicas)
+    if not 1 <= wish.min_serving <= wish.replicas:
+        text = f"min_serving = {wish.min_serving}: choose 1 to the {wish.replicas} replicas"
+        raise Error(Code.CONFIGURATION, text)
+    if len(up) < wish.nodes:
+        raise Error(
+            Code.UNAVAILABLE, f"{len(up)} of {wish.nodes} storage nodes are up: wait or start them"
+        )
+    return _with_chains(routing, up[: wish.nodes], wish)
+
+
+def require_alike(routing: Routing, wish: Wish) -> None:
+    """Refuse a wish for other chains than there are.
+
+    Raises:
+        Error: EXISTS.
+    """
+    if not _is_made_of(routing, wish):
         raise Error(
             Code.EXISTS,
             f"this cluster's chains were created before, as {describe(routing)}: "
             "give the same numbers, or use a new directory",
         )
-    require(nodes, targets_per_node, replicas)
-    if len(up) < nodes:
-        raise Error(
-            Code.UNAVAILABLE, f"{len(up)} of {nodes} storage nodes are up: wait or start them"
-        )
-    return _with_chains(routing, up[:nodes], targets_per_node, replicas)
 
 
 def describe(routing: Routing) -> str:
@@ -136,13 +163,11 @@ def describe(routing: Routing) -> str:
     )
 
 
-def _with_chains(
-    routing: Routing, up: list[NodeId], targets_per_node: int, replicas: int
-) -> Routing:
+def _with_chains(routing: Routing, up: list[NodeId], wish: Wish) -> Routing:
     chains: dict[ChainId, Chain] = {}
     targets: dict[TargetId, Target] = {}
     placed = dict.fromkeys(up, 0)
-    for number, members in enumerate(place(up, targets_per_node, replicas), 1):
+    for number, members in enumerate(place(up, wish.targets_per_node, wish.replicas), 1):
         ids = []
         for node in members:
             placed[node] += 1
@@ -151,7 +176,7 @@ def _with_chains(
                 target, node, ChainId(number), 0, PublicState.OFFLINE, LocalState.OFFLINE
             )
             ids.append(target)
-        chains[ChainId(number)] = new_chain(ChainId(number), tuple(ids))
+        chains[ChainId(number)] = new_chain(ChainId(number), tuple(ids), wish.min_serving)
     tables = {TABLE: ChainTable(TABLE, tuple(chains))}
     return replace(
         routing,
@@ -162,13 +187,13 @@ def _with_chains(
     )
 
 
-def _is_made_of(routing: Routing, nodes: int, targets_per_node: int, replicas: int) -> bool:
+def _is_made_of(routing: Routing, wish: Wish) -> bool:
     """Whether the chains that exist are what these numbers make."""
     homes = {t.node for t in routing.targets.values()}
     return (
-        len(homes) == nodes
-        and len(routing.chains) == nodes * targets_per_node // replicas
-        and all(len(c.targets) == replicas for c in routing.chains.values())
+        len(homes) == wish.nodes
+        and len(routing.chains) == wish.nodes * wish.targets_per_node // wish.replicas
+        and all(len(c.targets) == wish.replicas for c in routing.chains.values())
     )
 
 

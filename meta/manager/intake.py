@@ -3,11 +3,13 @@
 from hillfire.cluster import Endpoint, LocalState, Node, NodeKind
 from hillfire.errors import Code, Error
 from hillfire.meta.manager.chains import Report
-from hillfire.meta.manager.decide import MAX_NODE, Status
+from hillfire.meta.manager.decide import MAX_NODE, Status, Wish
+from hillfire.meta.manager.events import Command, CommandKind
 from hillfire.meta.manager.placement import MAX_TARGETS_PER_NODE
+from hillfire.proto import cluster_pb2 as cluster
 from hillfire.proto import manager_pb2 as manager
-from hillfire.proto.convert import progress_from_message
-from hillfire.types import NodeId, TargetId
+from hillfire.proto.convert import progress_from_message, progress_to_message
+from hillfire.types import ChainId, NodeId, TargetId
 
 MAX_ADDRESS_BYTES = 256
 MAX_LABEL = 128
@@ -78,6 +80,49 @@ def statuses_of(request: manager.HeartbeatRequest) -> dict[TargetId, Status]:
         }
     except ValueError as exc:
         raise Error(Code.INVALID, f"node {request.node} reports an unknown state: {exc}") from exc
+
+
+def wish_of(request: manager.CreateChainsRequest) -> Wish:
+    """Return what chains somebody wants."""
+    return Wish(request.nodes, request.targets_per_node, request.replicas, request.min_serving or 1)
+
+
+def command_of(request: manager.CommandRequest) -> Command:
+    """Return an operator's command.
+
+    Raises:
+        Error: INVALID for one that does not exist.
+    """
+    try:
+        kind = CommandKind(request.kind)
+    except ValueError as exc:
+        text = f"this manager knows no command {request.kind}: is its hillfire older than yours?"
+        raise Error(Code.INVALID, text) from exc
+    return Command(
+        kind,
+        request.who,
+        request.why,
+        TargetId(request.target),
+        NodeId(request.node),
+        ChainId(request.chain),
+        tuple(TargetId(each) for each in request.order),
+        TargetId(request.successor),
+        request.min_serving,
+    )
+
+
+def report_of(target: TargetId, said: Status) -> manager.TargetReport:
+    """Return what a node said of a target as it said it."""
+    return manager.TargetReport(
+        target=target,
+        local=cluster.LocalState.ValueType(said.report.local),
+        used_bytes=said.used_bytes,
+        capacity_bytes=said.capacity_bytes,
+        chain_version=said.report.chain_version,
+        device=said.device,
+        reason=said.reason,
+        progress=None if said.progress is None else progress_to_message(said.progress),
+    )
 
 
 def shown(text: str) -> str:

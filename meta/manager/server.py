@@ -85,7 +85,7 @@ class ManagerServer:
                 await self._watch
             self._watch = None
         if self._service is not None:
-            self._service.close()
+            await self._service.close()
         if self._wire is not None:
             await self._wire.stop()
             self._wire = None

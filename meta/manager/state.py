@@ -11,15 +11,16 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, TypeVar
 
-from hillfire.cluster import Routing
+from hillfire.cluster import Decision, Routing
 from hillfire.errors import Code, Error
 from hillfire.meta.directory import Directory
 from hillfire.meta.engine.base import Transaction
 from hillfire.meta.engine.retry import transact
 from hillfire.meta.engine.rocksdb import RocksEngine
+from hillfire.meta.manager.core import MAX_DECISIONS
 from hillfire.meta.manager.decide import first_routing
 from hillfire.proto import cluster_pb2 as pb
-from hillfire.proto import convert
+from hillfire.proto import convert, manager_pb2
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,7 +38,8 @@ _NODES = b"node/"
 _TARGETS = b"target/"
 _CHAINS = b"chain/"
 _TABLES = b"table/"
-_END = b"\xff" * 5
+_DECISIONS = b"decision/"
+_END = b"\xff" * 9
 """After every id."""
 
 
@@ -46,6 +48,10 @@ class Store:
 
     routing: Routing
     """as it was saved last"""
+    decisions: tuple[Decision, ...]
+    """the latest of the operators', oldest first"""
+    epoch: int
+    """of the manager that opened it: it grows with each"""
 
     def __init__(self, directory: Path, *, durable: bool = True) -> None:
         """Open, or create, and raise the epoch: an older manager can change nothing any more.
@@ -60,7 +66,7 @@ class Store:
         try:
             self._engine = RocksEngine(directory / "database")
             try:
-                self.routing, self._epoch = self._open()
+                self.routing, self.decisions, self.epoch = self._open()
                 self._held.join(self.routing.cluster)
             except BaseException:
                 self._engine.close()
@@ -70,27 +76,31 @@ class Store:
             raise
         self._known = self.routing
 
-    async def save(self, routing: Routing) -> None:
+    async def save(self, routing: Routing, decisions: tuple[Decision, ...] = ()) -> None:
         """Write what differs from the routing saved last, and wait until the disk has it.
 
         Raises:
             Error: NOT_LEADER when a newer manager has opened this database; NO_SPACE, IO.
         """
         before, self._known = self._known, None
-        transact(self._engine, lambda transaction: self._write(transaction, before, routing))
+        transact(
+            self._engine,
+            lambda transaction: self._write(transaction, before, routing, decisions),
+        )
         if self._durable:
             await self._engine.sync()
         self.routing = self._known = routing
+        self.decisions = (*self.decisions, *decisions)[-MAX_DECISIONS:]
 
     def close(self) -> None:
         """Release the database and the directory."""
         self._engine.close()
         self._held.close()
 
-    def _open(self) -> tuple[Routing, int]:
+    def _open(self) -> tuple[Routing, tuple[Decision, ...], int]:
         """Read everything; a database without a cluster is given one."""
 
-        def body(transaction: Transaction) -> tuple[Routing, int]:
+        def body(transaction: Transaction) -> tuple[Routing, tuple[Decision, ...], int]:
             written = transaction.get(_FORMAT) or _U32.pack(FORMAT)
             if written != _U32.pack(FORMAT):
                 raise Error(
@@ -103,13 +113,19 @@ class Store:
             transaction.set(_FORMAT, written)
             transaction.set(_CLUSTER, cluster)
             transaction.set(_EPOCH, _U64.pack(epoch))
-            return _read(transaction, cluster.decode()), epoch
+            return _read(transaction, cluster.decode()), _read_decisions(transaction), epoch
 
         return transact(self._engine, body, sync=self._durable)
 
-    def _write(self, transaction: Transaction, before: Routing | None, after: Routing) -> None:
+    def _write(
+        self,
+        transaction: Transaction,
+        before: Routing | None,
+        after: Routing,
+        decisions: tuple[Decision, ...],
+    ) -> None:
         """Put the records that changed; all of them if it is uncertain what is there."""
-        if transaction.get(_EPOCH) != _U64.pack(self._epoch):
+        if transaction.get(_EPOCH) != _U64.pack(self.epoch):
             raise Error(Code.NOT_LEADER, "a newer manager has opened this database")
         if before is None:
             for prefix, _ in _repeated(pb.Routing()):
@@ -131,6 +147,16 @@ class Store:
         for prefix, records in _repeated(message):
             for record in records:
                 transaction.set(prefix + _U32.pack(record.id), record.SerializeToString())
+        for decision in decisions:
+            message_bytes = convert.decision_to_message(decision).SerializeToString()
+            transaction.set(_DECISIONS + _U64.pack(decision.number), message_bytes)
+
+
+def _read_decisions(transaction: Transaction) -> tuple[Decision, ...]:
+    """Return the latest decisions, oldest first."""
+    latest = transaction.range(_DECISIONS, _DECISIONS + _END, limit=MAX_DECISIONS, reverse=True)
+    messages = (manager_pb2.Decision.FromString(value) for _, value in reversed(latest))
+    return tuple(convert.decision_from_message(message) for message in messages)
 
 
 def _read(transaction: Transaction, cluster: str) -> Routing:

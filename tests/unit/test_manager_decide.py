@@ -19,6 +19,7 @@ from hillfire.errors import Code, Error
 from hillfire.meta.manager.chains import Report, check
 from hillfire.meta.manager.decide import (
     Status,
+    Wish,
     evaluate,
     first_routing,
     with_chains,
@@ -40,7 +41,7 @@ def cluster_of(count: int) -> Routing:
 
 
 def serving_cluster() -> tuple[Routing, dict[TargetId, Status]]:
-    routing = with_chains(cluster_of(3), 3, 4, 3)
+    routing = with_chains(cluster_of(3), Wish(3, 4, 3))
     assert routing is not None
     said = {t: Status(Report(LocalState.UP_TO_DATE, 2), 0, 1 << 40) for t in routing.targets}
     serving = evaluate(routing, set(routing.nodes), said)
@@ -49,25 +50,25 @@ def serving_cluster() -> tuple[Routing, dict[TargetId, Status]]:
 
 
 def test_chains_are_placed_once() -> None:
-    routing = with_chains(cluster_of(3), 3, 4, 3)
+    routing = with_chains(cluster_of(3), Wish(3, 4, 3))
     assert routing is not None and routing.version == 4
     assert len(routing.chains) == 4 and len(routing.targets) == 12
     assert routing.tables == {1: ChainTable(1, tuple(routing.chains))}
     for chain in routing.chains.values():
         check(chain)
         assert all(routing.targets[t].chain == chain.id for t, _ in chain.targets)
-    assert with_chains(routing, 3, 4, 3) is None
+    assert with_chains(routing, Wish(3, 4, 3)) is None
     with pytest.raises(Error) as caught:
-        with_chains(routing, 3, 4, 2)
+        with_chains(routing, Wish(3, 4, 2))
     assert caught.value.code is Code.EXISTS
 
 
 def test_chains_wait_for_nodes_but_not_for_impossible_numbers() -> None:
     with pytest.raises(Error, match="2 of 3 storage nodes are up") as caught:
-        with_chains(cluster_of(2), 3, 4, 3)
+        with_chains(cluster_of(2), Wish(3, 4, 3))
     assert caught.value.code is Code.UNAVAILABLE
     with pytest.raises(Error, match="3 replicas need 3") as caught:
-        with_chains(cluster_of(2), 2, 4, 3)
+        with_chains(cluster_of(2), Wish(2, 4, 3))
     assert caught.value.code is Code.CONFIGURATION
 
 
