@@ -25,33 +25,47 @@ _sym_db = _symbol_database.Default()
 from hillfire.proto import cluster_pb2 as hillfire_dot_proto_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chillfire/proto/storage.proto\x12\x08hillfire\x1a\x1chillfire/proto/cluster.proto\"\xb2\x01\n\x15TruncateChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05inode\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x0e\n\x06length\x18\x05 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\r\x12\x0e\n\x06remove\x18\x07 \x01(\x08\x12\x0e\n\x06\x63lient\x18\x08 \x01(\x04\x12\x10\n\x08sequence\x18\t \x01(\x04\"%\n\x13TruncateChunksReply\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\r\"[\n\x0fLastByteRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05inode\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\"\x1f\n\rLastByteReply\x12\x0e\n\x06length\x18\x01 \x01(\x04\"3\n\x0bSyncRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\"W\n\x11ListChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\r\"\x94\x01\n\x0b\x43hunkRecord\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0f\n\x07pending\x18\x03 \x01(\x04\x12\x15\n\rchain_version\x18\x04 \x01(\r\x12\x0e\n\x06length\x18\x05 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x07\x12\r\n\x05\x65poch\x18\x07 \x01(\r\x12\x0f\n\x07removed\x18\x08 \x01(\x08\"E\n\x0fListChunksReply\x12%\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x15.hillfire.ChunkRecord\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\"^\n\tTagRecord\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05\x63hunk\x18\x04 \x01(\x0c\x12\x0f\n\x07version\x18\x05 \x01(\x04\"y\n\x0fSyncDoneRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12!\n\x04tags\x18\x03 \x03(\x0b\x32\x13.hillfire.TagRecord\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12\x0f\n\x07refusal\x18\x05 \x01(\t2\xc3\x02\n\x07Storage\x12J\n\x08Truncate\x12\x1f.hillfire.TruncateChunksRequest\x1a\x1d.hillfire.TruncateChunksReply\x12>\n\x08LastByte\x12\x19.hillfire.LastByteRequest\x1a\x17.hillfire.LastByteReply\x12.\n\x04Sync\x12\x15.hillfire.SyncRequest\x1a\x0f.hillfire.Empty\x12\x44\n\nListChunks\x12\x1b.hillfire.ListChunksRequest\x1a\x19.hillfire.ListChunksReply\x12\x36\n\x08SyncDone\x12\x19.hillfire.SyncDoneRequest\x1a\x0f.hillfire.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chillfire/proto/storage.proto\x12\x08hillfire\x1a\x1chillfire/proto/cluster.proto\"\r\n\x0bLoadRequest\"\x19\n\tLoadReply\x12\x0c\n\x04\x62usy\x18\x01 \x01(\x02\"I\n\x11GetRecordsRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x03 \x03(\x0c\"8\n\x0fGetRecordsReply\x12%\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x15.hillfire.ChunkRecord\",\n\x0cScrubRequest\x12\r\n\x05start\x18\x01 \x01(\x08\x12\r\n\x05\x63hain\x18\x02 \x01(\r\"3\n\nScrubReply\x12%\n\x07targets\x18\x01 \x03(\x0b\x32\x14.hillfire.ScrubState\"\xfb\x01\n\nScrubState\x12\x0e\n\x06target\x18\x01 \x01(\r\x12\r\n\x05\x63hain\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\x08\x12\x0e\n\x06passes\x18\x04 \x01(\x04\x12\x12\n\nbytes_done\x18\x05 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x06 \x01(\x04\x12\x13\n\x0b\x63hunks_done\x18\x07 \x01(\x04\x12\x0f\n\x07\x64\x61maged\x18\x08 \x01(\x04\x12\x0e\n\x06\x62\x65hind\x18\t \x01(\x04\x12\x0b\n\x03odd\x18\n \x01(\x04\x12\x10\n\x08repaired\x18\x0b \x01(\x04\x12\x0c\n\x04lost\x18\x0c \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\r \x01(\t\x12\x10\n\x08\x66indings\x18\x0e \x03(\t\"\xb2\x01\n\x15TruncateChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05inode\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x0e\n\x06length\x18\x05 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\r\x12\x0e\n\x06remove\x18\x07 \x01(\x08\x12\x0e\n\x06\x63lient\x18\x08 \x01(\x04\x12\x10\n\x08sequence\x18\t \x01(\x04\"%\n\x13TruncateChunksReply\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\r\"[\n\x0fLastByteRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05inode\x18\x03 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\"\x1f\n\rLastByteReply\x12\x0e\n\x06length\x18\x01 \x01(\x04\"3\n\x0bSyncRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\"W\n\x11ListChunksRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\r\"\x94\x01\n\x0b\x43hunkRecord\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0f\n\x07pending\x18\x03 \x01(\x04\x12\x15\n\rchain_version\x18\x04 \x01(\r\x12\x0e\n\x06length\x18\x05 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x07\x12\r\n\x05\x65poch\x18\x07 \x01(\r\x12\x0f\n\x07removed\x18\x08 \x01(\x08\"E\n\x0fListChunksReply\x12%\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x15.hillfire.ChunkRecord\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\"^\n\tTagRecord\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05\x63hunk\x18\x04 \x01(\x0c\x12\x0f\n\x07version\x18\x05 \x01(\x04\"y\n\x0fSyncDoneRequest\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x15\n\rchain_version\x18\x02 \x01(\r\x12!\n\x04tags\x18\x03 \x03(\x0b\x32\x13.hillfire.TagRecord\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12\x0f\n\x07refusal\x18\x05 \x01(\t2\xf4\x03\n\x07Storage\x12J\n\x08Truncate\x12\x1f.hillfire.TruncateChunksRequest\x1a\x1d.hillfire.TruncateChunksReply\x12>\n\x08LastByte\x12\x19.hillfire.LastByteRequest\x1a\x17.hillfire.LastByteReply\x12.\n\x04Sync\x12\x15.hillfire.SyncRequest\x1a\x0f.hillfire.Empty\x12\x44\n\nListChunks\x12\x1b.hillfire.ListChunksRequest\x1a\x19.hillfire.ListChunksReply\x12\x36\n\x08SyncDone\x12\x19.hillfire.SyncDoneRequest\x1a\x0f.hillfire.Empty\x12\x32\n\x04Load\x12\x15.hillfire.LoadRequest\x1a\x13.hillfire.LoadReply\x12\x44\n\nGetRecords\x12\x1b.hillfire.GetRecordsRequest\x1a\x19.hillfire.GetRecordsReply\x12\x35\n\x05Scrub\x12\x16.hillfire.ScrubRequest\x1a\x14.hillfire.ScrubReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hillfire.proto.storage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATECHUNKSREQUEST']._serialized_start=73
-  _globals['_TRUNCATECHUNKSREQUEST']._serialized_end=251
-  _globals['_TRUNCATECHUNKSREPLY']._serialized_start=253
-  _globals['_TRUNCATECHUNKSREPLY']._serialized_end=290
-  _globals['_LASTBYTEREQUEST']._serialized_start=292
-  _globals['_LASTBYTEREQUEST']._serialized_end=383
-  _globals['_LASTBYTEREPLY']._serialized_start=385
-  _globals['_LASTBYTEREPLY']._serialized_end=416
-  _globals['_SYNCREQUEST']._serialized_start=418
-  _globals['_SYNCREQUEST']._serialized_end=469
-  _globals['_LISTCHUNKSREQUEST']._serialized_start=471
-  _globals['_LISTCHUNKSREQUEST']._serialized_end=558
-  _globals['_CHUNKRECORD']._serialized_start=561
-  _globals['_CHUNKRECORD']._serialized_end=709
-  _globals['_LISTCHUNKSREPLY']._serialized_start=711
-  _globals['_LISTCHUNKSREPLY']._serialized_end=780
-  _globals['_TAGRECORD']._serialized_start=782
-  _globals['_TAGRECORD']._serialized_end=876
-  _globals['_SYNCDONEREQUEST']._serialized_start=878
-  _globals['_SYNCDONEREQUEST']._serialized_end=999
-  _globals['_STORAGE']._serialized_start=1002
-  _globals['_STORAGE']._serialized_end=1325
+  _globals['_LOADREQUEST']._serialized_start=72
+  _globals['_LOADREQUEST']._serialized_end=85
+  _globals['_LOADREPLY']._serialized_start=87
+  _globals['_LOADREPLY']._serialized_end=112
+  _globals['_GETRECORDSREQUEST']._serialized_start=114
+  _globals['_GETRECORDSREQUEST']._serialized_end=187
+  _globals['_GETRECORDSREPLY']._serialized_start=189
+  _globals['_GETRECORDSREPLY']._serialized_end=245
+  _globals['_SCRUBREQUEST']._serialized_start=247
+  _globals['_SCRUBREQUEST']._serialized_end=291
+  _globals['_SCRUBREPLY']._serialized_start=293
+  _globals['_SCRUBREPLY']._serialized_end=344
+  _globals['_SCRUBSTATE']._serialized_start=347
+  _globals['_SCRUBSTATE']._serialized_end=598
+  _globals['_TRUNCATECHUNKSREQUEST']._serialized_start=601
+  _globals['_TRUNCATECHUNKSREQUEST']._serialized_end=779
+  _globals['_TRUNCATECHUNKSREPLY']._serialized_start=781
+  _globals['_TRUNCATECHUNKSREPLY']._serialized_end=818
+  _globals['_LASTBYTEREQUEST']._serialized_start=820
+  _globals['_LASTBYTEREQUEST']._serialized_end=911
+  _globals['_LASTBYTEREPLY']._serialized_start=913
+  _globals['_LASTBYTEREPLY']._serialized_end=944
+  _globals['_SYNCREQUEST']._serialized_start=946
+  _globals['_SYNCREQUEST']._serialized_end=997
+  _globals['_LISTCHUNKSREQUEST']._serialized_start=999
+  _globals['_LISTCHUNKSREQUEST']._serialized_end=1086
+  _globals['_CHUNKRECORD']._serialized_start=1089
+  _globals['_CHUNKRECORD']._serialized_end=1237
+  _globals['_LISTCHUNKSREPLY']._serialized_start=1239
+  _globals['_LISTCHUNKSREPLY']._serialized_end=1308
+  _globals['_TAGRECORD']._serialized_start=1310
+  _globals['_TAGRECORD']._serialized_end=1404
+  _globals['_SYNCDONEREQUEST']._serialized_start=1406
+  _globals['_SYNCDONEREQUEST']._serialized_end=1527
+  _globals['_STORAGE']._serialized_start=1530
+  _globals['_STORAGE']._serialized_end=2030
 # @@protoc_insertion_point(module_scope)

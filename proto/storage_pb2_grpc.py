@@ -60,6 +60,21 @@ class StorageStub(object):
                 request_serializer=hillfire_dot_proto_dot_storage__pb2.SyncDoneRequest.SerializeToString,
                 response_deserializer=hillfire_dot_proto_dot_cluster__pb2.Empty.FromString,
                 _registered_method=True)
+        self.Load = channel.unary_unary(
+                '/hillfire.Storage/Load',
+                request_serializer=hillfire_dot_proto_dot_storage__pb2.LoadRequest.SerializeToString,
+                response_deserializer=hillfire_dot_proto_dot_storage__pb2.LoadReply.FromString,
+                _registered_method=True)
+        self.GetRecords = channel.unary_unary(
+                '/hillfire.Storage/GetRecords',
+                request_serializer=hillfire_dot_proto_dot_storage__pb2.GetRecordsRequest.SerializeToString,
+                response_deserializer=hillfire_dot_proto_dot_storage__pb2.GetRecordsReply.FromString,
+                _registered_method=True)
+        self.Scrub = channel.unary_unary(
+                '/hillfire.Storage/Scrub',
+                request_serializer=hillfire_dot_proto_dot_storage__pb2.ScrubRequest.SerializeToString,
+                response_deserializer=hillfire_dot_proto_dot_storage__pb2.ScrubReply.FromString,
+                _registered_method=True)
 
 
 class StorageServicer(object):
@@ -100,6 +115,27 @@ class StorageServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Load(self, request, context):
+        """How busy foreground requests keep this node: who sends recovery's bytes here asks now and then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRecords(self, request, context):
+        """Of a scrubber of another replica: how these chunks are recorded here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scrub(self, request, context):
+        """Check this node's chunks now, or tell how far that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StorageServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +163,21 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.SyncDone,
                     request_deserializer=hillfire_dot_proto_dot_storage__pb2.SyncDoneRequest.FromString,
                     response_serializer=hillfire_dot_proto_dot_cluster__pb2.Empty.SerializeToString,
+            ),
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=hillfire_dot_proto_dot_storage__pb2.LoadRequest.FromString,
+                    response_serializer=hillfire_dot_proto_dot_storage__pb2.LoadReply.SerializeToString,
+            ),
+            'GetRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecords,
+                    request_deserializer=hillfire_dot_proto_dot_storage__pb2.GetRecordsRequest.FromString,
+                    response_serializer=hillfire_dot_proto_dot_storage__pb2.GetRecordsReply.SerializeToString,
+            ),
+            'Scrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scrub,
+                    request_deserializer=hillfire_dot_proto_dot_storage__pb2.ScrubRequest.FromString,
+                    response_serializer=hillfire_dot_proto_dot_storage__pb2.ScrubReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +315,87 @@ class Storage(object):
             '/hillfire.Storage/SyncDone',
             hillfire_dot_proto_dot_storage__pb2.SyncDoneRequest.SerializeToString,
             hillfire_dot_proto_dot_cluster__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hillfire.Storage/Load',
+            hillfire_dot_proto_dot_storage__pb2.LoadRequest.SerializeToString,
+            hillfire_dot_proto_dot_storage__pb2.LoadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hillfire.Storage/GetRecords',
+            hillfire_dot_proto_dot_storage__pb2.GetRecordsRequest.SerializeToString,
+            hillfire_dot_proto_dot_storage__pb2.GetRecordsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hillfire.Storage/Scrub',
+            hillfire_dot_proto_dot_storage__pb2.ScrubRequest.SerializeToString,
+            hillfire_dot_proto_dot_storage__pb2.ScrubReply.FromString,
             options,
             channel_credentials,
             insecure,

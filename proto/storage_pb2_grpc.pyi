@@ -45,6 +45,12 @@ class StorageStub:
     ListChunks: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListChunksRequest, _storage_pb2.ListChunksReply]
     """Recovery, from a syncing target's predecessor. Pages of chunk records in the order of ids."""
     SyncDone: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SyncDoneRequest, _cluster_pb2.Empty]
+    Load: _grpc.UnaryUnaryMultiCallable[_storage_pb2.LoadRequest, _storage_pb2.LoadReply]
+    """How busy foreground requests keep this node: who sends recovery's bytes here asks now and then."""
+    GetRecords: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetRecordsRequest, _storage_pb2.GetRecordsReply]
+    """Of a scrubber of another replica: how these chunks are recorded here."""
+    Scrub: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ScrubRequest, _storage_pb2.ScrubReply]
+    """Check this node's chunks now, or tell how far that is."""
 
 @_typing.type_check_only
 class StorageAsyncStub(StorageStub):
@@ -60,6 +66,12 @@ class StorageAsyncStub(StorageStub):
     ListChunks: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListChunksRequest, _storage_pb2.ListChunksReply]  # type: ignore[assignment]
     """Recovery, from a syncing target's predecessor. Pages of chunk records in the order of ids."""
     SyncDone: _aio.UnaryUnaryMultiCallable[_storage_pb2.SyncDoneRequest, _cluster_pb2.Empty]  # type: ignore[assignment]
+    Load: _aio.UnaryUnaryMultiCallable[_storage_pb2.LoadRequest, _storage_pb2.LoadReply]  # type: ignore[assignment]
+    """How busy foreground requests keep this node: who sends recovery's bytes here asks now and then."""
+    GetRecords: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetRecordsRequest, _storage_pb2.GetRecordsReply]  # type: ignore[assignment]
+    """Of a scrubber of another replica: how these chunks are recorded here."""
+    Scrub: _aio.UnaryUnaryMultiCallable[_storage_pb2.ScrubRequest, _storage_pb2.ScrubReply]  # type: ignore[assignment]
+    """Check this node's chunks now, or tell how far that is."""
 
 class StorageServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -102,5 +114,29 @@ class StorageServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.SyncDoneRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.Empty, _abc.Awaitable[_cluster_pb2.Empty]]: ...
+
+    @_abc_1.abstractmethod
+    def Load(
+        self,
+        request: _storage_pb2.LoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.LoadReply, _abc.Awaitable[_storage_pb2.LoadReply]]:
+        """How busy foreground requests keep this node: who sends recovery's bytes here asks now and then."""
+
+    @_abc_1.abstractmethod
+    def GetRecords(
+        self,
+        request: _storage_pb2.GetRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.GetRecordsReply, _abc.Awaitable[_storage_pb2.GetRecordsReply]]:
+        """Of a scrubber of another replica: how these chunks are recorded here."""
+
+    @_abc_1.abstractmethod
+    def Scrub(
+        self,
+        request: _storage_pb2.ScrubRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.ScrubReply, _abc.Awaitable[_storage_pb2.ScrubReply]]:
+        """Check this node's chunks now, or tell how far that is."""
 
 def add_StorageServicer_to_server(servicer: StorageServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
