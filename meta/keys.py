@@ -11,7 +11,7 @@ table  key after the table's letter                   value
 ``A``  inode (8), attribute name                      value of the extended attribute
 ``R``  client (8, big-endian), request (8, big-e.)    time in ns (8), reply: idempotency record
 ``T``  inode (8), epoch (4, big-endian)               intent of a truncate (``intents.Intent``)
-``C``  counter name                                   number (8)
+``C``  counter name                                   number (8); POSITION has three
 =====  =============================================  ==========================================
 
 Numbers are little-endian unless it says otherwise: ids are given out in order, and their low
@@ -48,6 +48,11 @@ NEXT_SEQUENCE = b"Cnext sequence"
 """of orphans and truncates, together: it tells their orders to storage apart"""
 SERVICE_TAG = b"Cservice tag"
 INODE_COUNT = b"Cinodes at stop"
+POSITION = b"Clog position"
+"""of the last transaction in the copied log, with it (``meta/journal.py``)"""
+RESTORED = b"Crestored"
+"""after a restore, until the files that were being written have been measured: the first inode
+number that may have been given out and lost"""
 FIRST_SEQUENCE = 2
 """so that a client that has seen 1 has seen something: 0 is one that never asked"""
 FORMAT = b"Cformat"

@@ -20,7 +20,9 @@ from hillfire.meta.engine.memory import MemoryEngine
 from hillfire.meta.engine.retry import transact
 from hillfire.meta.engine.rocksdb import RocksEngine
 from hillfire.meta.host import Host
+from hillfire.meta.journal import Journal
 from hillfire.meta.service import MetaService
+from hillfire.meta.ship import Shipper, newer_copy
 from hillfire.meta.storage_client import StorageClient
 from hillfire.meta.truncates import Truncates
 from hillfire.proto.membership import Membership
@@ -35,6 +37,10 @@ log = logging.getLogger(__name__)
 CHAIN_TABLE = 1
 SKIPPED_SEQUENCES = 1 << 20
 """At each start: the last numbers may have been lost with the host's power, clients know them."""
+ASK_COPIES_S = 3.0
+"""How long a new database looks for one that it would take the place of."""
+DRAIN_S = 2.0
+"""At the end, for the copies to get the last records."""
 
 
 class MetaServer:
@@ -52,6 +58,12 @@ class MetaServer:
         self._membership: Membership | None = None
         self._storage: StorageClient | None = None
         self._collecting: asyncio.Task[None] | None = None
+        self._journal: Journal | None = None
+        self._shipper: Shipper | None = None
+        self._cluster = ""
+        self._admitted = False
+        """nothing is answered before it is sure that this database is the cluster's"""
+        self._shipping: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()
         """set when this process has to end: the cluster will have it no more, or it is broken"""
 
@@ -78,6 +90,8 @@ class MetaServer:
         config = self._config
         self._directory = directory = Directory(config.directory)
         self._engine = engine = _open(config)
+        if config.copies and config.engine != "memory":
+            self._journal = Journal(engine)
         tag = transact(engine, prepare, sync=True)
         self._host = host = Host(engine, chunk_bytes=config.chunk_bytes, stripe=config.stripe)
         clients = Clients(config.session_lease_ms, self._clock.boot_ns)
@@ -88,6 +102,17 @@ class MetaServer:
         )
         dispatcher = Dispatcher()
         dispatcher.add("Meta", service)
+        if self._journal is not None:
+            self._shipper = Shipper(
+                engine,
+                self._journal,
+                config.copies,
+                routing=self._routing,
+                cluster=lambda: self._cluster,
+                host=host_id(),
+                refused=self._refused,
+            )
+            dispatcher.add("MetaCopies", self._shipper)
         self._grpc = await serve_grpc(dispatcher, config.grpc_listen)
         socket = str(config.directory / "wire.sock")
         self._wire = WireServer(dispatcher.handle, tcp=config.listen, shm=socket)
@@ -107,10 +132,16 @@ class MetaServer:
             on_failure=lambda error: self.failed.set(),
         )
         await self._membership.start()
+        self._cluster = self._membership.cluster
+        await self._require_first()
+        self._admitted = True
         directory.join(self._membership.cluster)
         collector = Collector(engine, host, clients, truncates, storage, self._lease_valid)
         self._collecting = asyncio.create_task(collector.run(), name="collector")
-        self._collecting.add_done_callback(self._on_collector_end)
+        self._collecting.add_done_callback(self._on_task_end)
+        if self._shipper is not None:
+            self._shipping = asyncio.create_task(self._shipper.run(), name="shipper")
+            self._shipping.add_done_callback(self._on_task_end)
         log.info(
             "event=started node=%d address=%s grpc=%s cluster=%s",
             config.node,
@@ -121,11 +152,9 @@ class MetaServer:
 
     async def stop(self) -> None:
         """Stop collecting, leave, stop answering, close the engine. Idempotent."""
-        if self._collecting is not None:
-            self._collecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):  # it was logged
-                await self._collecting
-            self._collecting = None
+        await _end(self._collecting)
+        self._collecting = None
+        reachable = any(node.alive for node in self._routing().nodes.values())
         if self._membership is not None:
             await self._membership.stop()
             self._membership = None
@@ -135,6 +164,13 @@ class MetaServer:
         if self._grpc is not None:
             await self._grpc.stop()
             self._grpc = None
+        if self._shipper is not None and self._engine is not None and self._shipping is not None:
+            if self._host is not None:
+                _write_count(self._engine, self._host.inodes)
+            if reachable:
+                await self._shipper.drain(DRAIN_S)
+        await _end(self._shipping)
+        self._shipper = self._shipping = None
         if self._storage is not None:
             await self._storage.close()
             self._storage = None
@@ -147,14 +183,39 @@ class MetaServer:
             self._directory.close()
             self._directory = None
 
-    def _on_collector_end(self, task: asyncio.Task[None]) -> None:
-        """End: it was a defect, and better a new process than one that never cleans up."""
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        """End: it was a defect, and better a new process than one that leaves work undone."""
         if not task.cancelled():
-            log.critical("event=collector_died", exc_info=task.exception())
+            log.critical("event=%s_died", task.get_name(), exc_info=task.exception())
             self.failed.set()
 
+    def _refused(self, error: Error) -> None:
+        """End: this database is older than what was already served of this cluster."""
+        log.critical("event=metadata_outdated error=%r", str(error))
+        self.failed.set()
+
+    async def _require_first(self) -> None:
+        """Refuse to serve an empty database in a cluster that has metadata.
+
+        Raises:
+            Error: CONFIGURATION.
+        """
+        assert self._membership is not None and self._directory is not None
+        if self._journal is None or self._directory.cluster:
+            return
+        nodes = self._routing().nodes.values()
+        ask = [(n.id, n.endpoint) for n in nodes if n.kind is NodeKind.STORAGE and n.alive]
+        if found := await newer_copy(self._cluster, [(int(n), e) for n, e in ask], ASK_COPIES_S):
+            raise Error(
+                Code.CONFIGURATION,
+                f"the database in {self._config.directory} is empty, but {found} has a copy of "
+                "this cluster's metadata: rebuild it with `hillfire meta restore --address "
+                f"{self._config.manager} --dir {self._config.directory}`",
+            )
+
     def _lease_valid(self) -> bool:
-        return self._membership is not None and self._membership.lease_valid()
+        member = self._membership
+        return member is not None and self._admitted and member.lease_valid()
 
     def _routing(self) -> Routing:
         return self._membership.routing if self._membership is not None else Routing("", 0)
@@ -198,6 +259,13 @@ def prepare(txn: Transaction) -> int:
     else:
         keys.take_number(txn, keys.NEXT_SEQUENCE, SKIPPED_SEQUENCES, keys.FIRST_SEQUENCE)
     return keys.read_number(txn.get(keys.SERVICE_TAG))
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # it was logged
+            await task
 
 
 def _open(config: MetaConfig) -> Engine:

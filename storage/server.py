@@ -19,6 +19,7 @@ from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming
 from hillfire.proto.wire.pick import host_id
 from hillfire.proto.wire.server import WireServer
 from hillfire.storage.dataplane import DataPlane
+from hillfire.storage.metalog import MetaLogService
 from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Pools
 from hillfire.storage.services import StorageService
@@ -84,6 +85,8 @@ class StorageServer:
         self._dispatcher.add(
             "Storage", StorageService(self._by_chain.get, self._data, self._lease_valid)
         )
+        self._metalog = MetaLogService(config.directory, self._cluster, self._executor)
+        self._dispatcher.add("MetaLog", self._metalog)
         try:
             self._wire = WireServer(
                 self._handle, tcp=config.listen, shm=str(config.directory / "wire.sock")
@@ -132,6 +135,7 @@ class StorageServer:
         if self._lock_fd >= 0:
             await self._peers.close()
             self._executor.shutdown()
+            self._metalog.close()
             self._pools.close()
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -177,6 +181,9 @@ class StorageServer:
     def _shell_of(self, chain: int) -> TargetShell | None:
         target = self._by_chain.get(chain)
         return target.shell if target is not None else None
+
+    def _cluster(self) -> str:
+        return self._membership.cluster if self._membership is not None else ""
 
     def _lease_valid(self) -> bool:
         return self._membership is not None and self._membership.lease_valid()

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from hillfire.errors import Code, Error
 
@@ -25,6 +25,16 @@ WINDOW_COMMITS = 10_000
 """A transaction that sees more commits than this go by must start again."""
 
 Pair = tuple[bytes, bytes]
+
+
+class Journal(Protocol):
+    """Is told of every committed transaction, in their order (``meta/journal.py``)."""
+
+    def stamp(self, writes: dict[bytes, bytes | None]) -> None:
+        """Add a record of its own to what is about to be written."""
+
+    def written(self, writes: Mapping[bytes, bytes | None]) -> None:
+        """Take what was written."""
 
 
 class Transaction:
@@ -172,6 +182,8 @@ class Engine(abc.ABC):
         self._floor = 0
         self._log: deque[frozenset[bytes]] = deque()
         self._live: set[Transaction] = set()
+        self.journal: Journal | None = None
+        """told of every commit from when it is set"""
 
     def transaction(self) -> Transaction:
         """Begin a transaction at what is committed now."""
@@ -190,6 +202,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Write out what is left and release the files. Idempotent."""
+
+    @abc.abstractmethod
+    def freeze(self) -> Iterator[Pair]:
+        """Return all pairs as they are now, in order, whatever is committed while they are read."""
 
     @abc.abstractmethod
     def _get(self, key: bytes) -> bytes | None:
@@ -213,7 +229,12 @@ class Engine(abc.ABC):
         changed = frozenset(writes) | transaction._touched
         self._keep_for_readers(transaction, writes)
         if writes:
+            journal = self.journal
+            if journal is not None:
+                journal.stamp(writes)
             self._apply(writes, sync)
+            if journal is not None:
+                journal.written(writes)
         self._version += 1
         self._log.append(changed)
         if len(self._log) > WINDOW_COMMITS:

@@ -21,6 +21,10 @@ class MemoryEngine(Engine):
     def close(self) -> None:
         """There is nothing to release; what was written can still be read."""
 
+    def freeze(self) -> Iterator[Pair]:
+        """Copy it all."""
+        return iter([(key, self._values[key]) for key in self._sorted])
+
     def _get(self, key: bytes) -> bytes | None:
         return self._values.get(key)
 

@@ -77,6 +77,18 @@ class RocksEngine(Engine):
             self._closed = True
             self._db.close()
 
+    def freeze(self) -> Iterator[Pair]:
+        """Open an iterator: RocksDB keeps what it sees until it is gone."""
+        return cast(Iterator[Pair], self._db.items())
+
+    def load(self, writes: Mapping[bytes, bytes | None]) -> None:
+        """Write what a restore brings, before any transaction.
+
+        Raises:
+            Error: IO, NO_SPACE.
+        """
+        self._apply(writes, False)
+
     def _get(self, key: bytes) -> bytes | None:
         try:
             found: bytes | None = self._db.get(key)

@@ -38,6 +38,14 @@ node_app = typer.Typer(
 )
 app.add_typer(node_app, name="node", rich_help_panel="A cluster on this machine")
 
+meta_app = typer.Typer(
+    no_args_is_help=True,
+    help="""The metadata's copies on storage nodes, and what to do when its disk is lost.
+
+    hillfire meta restore --address 10.0.0.1:9700 --dir /var/lib/hillfire/meta""",
+)
+app.add_typer(meta_app, name="meta", rich_help_panel="Any cluster")
+
 LOCAL = "A cluster on this machine"
 ANY = "Any cluster"
 SERVICES = "Services, one by one"
@@ -367,6 +375,46 @@ def node_start(name: NodeName, directory: Running = None) -> None:
 def node_crash(name: NodeName, directory: Running = None) -> None:
     """SIGKILL a process; the supervisor starts it again."""
     _node(name, directory, "crash")
+
+
+@meta_app.command("restore")
+def meta_restore(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="The metadata service's directory, to be rebuilt.")
+    ],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="NODE",
+            help="A storage node's directory or wire address (or a directory of such "
+            "directories); as often as there are copies.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="host:port of the cluster's manager: asks every storage node."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put aside a database that is there.")
+    ] = False,
+) -> None:
+    """Rebuild a lost metadata database from the newest copy of its log on storage nodes.
+
+    The metadata service must be stopped. What was committed in the last second before its end may
+    be lost; the command says up to when the copy goes.
+
+    [bold]Examples[/bold]
+
+    hillfire meta restore --address 10.0.0.1:9700 --dir /var/lib/hillfire/meta
+
+    hillfire meta restore --from ~/hf/storage-101 --from ~/hf/storage-102 --dir ~/hf/meta
+    """
+    if not sources and address is None:
+        raise typer.BadParameter("where are copies? Name them with --from or --address")
+    from hillfire.cli.meta import run_restore
+
+    run_restore(sources or [], address, directory, force=force)
 
 
 def _node(name: str, directory: Path | None, action: str) -> None:
