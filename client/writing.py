@@ -192,10 +192,11 @@ def _new_epoch(work: Writing, item: int) -> Operation[None]:
         inode = yield from work.core.meta("Stat", request, work.deadline)
         work.extents[item] = old._replace(epoch=inode.epoch)
     except Error as exc:
-        gone = Error(Code.STALE, f"inode {old.inode} went while it was written: {exc}")
+        if exc.code in (Code.NOT_FOUND, Code.STALE):
+            exc = Error(Code.STALE, f"inode {old.inode} went while it was written: {exc}")
         for piece in work.todo:
             if piece.item == item:
-                work.give_up(piece, gone)
+                work.give_up(piece, exc)
         work.todo = [piece for piece in work.todo if piece.item != item]
 
 

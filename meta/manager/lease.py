@@ -91,10 +91,13 @@ def admission(known: Node | None, incarnation: int, exclusive: bool, running: bo
     """Decide what it means that a process of this incarnation registers.
 
     ``exclusive``: it holds the lock of its data directory, so no older one can be alive;
-    ``running``: the lease of the process that was registered before is not over.
+    ``running``: the lease of the process that was registered before is not over. Incarnations
+    grow: a lower one is most likely what a process of the past has left in the network, read
+    after its successor's by a manager that was paused (found by the simulator).
     """
     if known is None:
         return Admission.FIRST
     if known.incarnation == incarnation:
         return Admission.AGAIN
-    return Admission.REPLACES if exclusive or not running else Admission.TOO_EARLY
+    later = exclusive and incarnation > known.incarnation
+    return Admission.REPLACES if later or not running else Admission.TOO_EARLY

@@ -99,3 +99,5 @@ def test_admission() -> None:
     assert admission(node, 8, True, True) is Admission.REPLACES
     assert admission(node, 8, False, False) is Admission.REPLACES
     assert admission(node, 8, False, True) is Admission.TOO_EARLY
+    assert admission(node, 6, True, True) is Admission.TOO_EARLY  # a late word of the past
+    assert admission(node, 6, True, False) is Admission.REPLACES  # or a clock that was set back
