@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from hillfire.proto import cluster_pb2 as hillfire_dot_proto_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chillfire/proto/manager.proto\x12\x08hillfire\x1a\x1chillfire/proto/cluster.proto\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\xcb\x01\n\x0fRegisterRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\r\x12 \n\x04kind\x18\x03 \x01(\x0e\x32\x12.hillfire.NodeKind\x12$\n\x08\x65ndpoint\x18\x04 \x01(\x0b\x32\x12.hillfire.Endpoint\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x11\n\texclusive\x18\x06 \x01(\x08\x12\x0c\n\x04rack\x18\x07 \x01(\t\x12\x0c\n\x04host\x18\x08 \x01(\t\x12\r\n\x05\x64isks\x18\t \x01(\r\"u\n\rRegisterReply\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\r\x12\"\n\x07routing\x18\x04 \x01(\x0b\x32\x11.hillfire.Routing\"\xd0\x01\n\x0cTargetReport\x12\x0e\n\x06target\x18\x01 \x01(\r\x12#\n\x05local\x18\x02 \x01(\x0e\x32\x14.hillfire.LocalState\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x15\n\rchain_version\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12(\n\x08progress\x18\x08 \x01(\x0b\x32\x16.hillfire.SyncProgress\"w\n\x0cSyncProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunks_done\x18\x03 \x01(\x04\x12\x14\n\x0c\x63hunks_total\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\x05 \x01(\x04\"\x8b\x01\n\x10HeartbeatRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x15\n\rknown_version\x18\x03 \x01(\x04\x12\'\n\x07targets\x18\x04 \x03(\x0b\x32\x16.hillfire.TargetReport\x12\x14\n\x0cidle_clients\x18\x05 \x03(\x06\"q\n\x0eHeartbeatReply\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12\"\n\x07routing\x18\x02 \x01(\x0b\x32\x11.hillfire.Routing\x12\x15\n\rended_clients\x18\x03 \x03(\x06\x12\x12\n\nsession_ms\x18\x04 \x01(\r\"6\n\x11\x41ttestExitRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"e\n\x13\x43reateChainsRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\x12\x18\n\x10targets_per_node\x18\x02 \x01(\r\x12\r\n\x05nodes\x18\x03 \x01(\r\x12\x13\n\x0bmin_serving\x18\x04 \x01(\r\"3\n\x14\x43lientSessionRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x06\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\"(\n\x12\x43lientSessionReply\x12\x12\n\nsession_ms\x18\x01 \x01(\r\"\xb3\x01\n\x0e\x43ommandRequest\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.hillfire.CommandKind\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\r\x12\r\n\x05\x63hain\x18\x04 \x01(\r\x12\r\n\x05order\x18\x05 \x03(\r\x12\x11\n\tsuccessor\x18\x06 \x01(\r\x12\x13\n\x0bmin_serving\x18\x07 \x01(\r\x12\x0b\n\x03who\x18\x08 \x01(\t\x12\x0b\n\x03why\x18\t \x01(\t\"-\n\x0c\x43ommandReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\"$\n\x0f\x44\x65scribeRequest\x12\x11\n\tdecisions\x18\x01 \x01(\r\"\x9f\x01\n\x08\x44\x65\x63ision\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07wall_ms\x18\x02 \x01(\x04\x12\x0b\n\x03who\x18\x03 \x01(\t\x12\x0c\n\x04what\x18\x04 \x01(\t\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x04\x12\r\n\x05\x63hain\x18\x07 \x01(\r\x12\x0e\n\x06target\x18\x08 \x01(\r\x12\x0c\n\x04node\x18\t \x01(\r\x12\x0c\n\x04loss\x18\n \x01(\x08\"}\n\x0b\x44\x65scription\x12\'\n\x07targets\x18\x01 \x03(\x0b\x32\x16.hillfire.TargetReport\x12%\n\tdecisions\x18\x02 \x03(\x0b\x32\x12.hillfire.Decision\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x63lients\x18\x04 \x01(\r*\xc6\x01\n\x0b\x43ommandKind\x12\x1c\n\x18\x43OMMAND_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eTARGET_OFFLINE\x10\x01\x12\x11\n\rTARGET_ONLINE\x10\x02\x12\x0e\n\nNODE_DRAIN\x10\x03\x12\x10\n\x0cNODE_UNDRAIN\x10\x04\x12\x10\n\x0c\x43HAIN_PREFER\x10\x05\x12\x10\n\x0c\x43HAIN_ROTATE\x10\x06\x12\x15\n\x11\x43HAIN_ACCEPT_LOSS\x10\x07\x12\x15\n\x11\x43HAIN_MIN_SERVING\x10\x08\x32\x8c\x04\n\x07Manager\x12<\n\nGetRouting\x12\x1b.hillfire.GetRoutingRequest\x1a\x11.hillfire.Routing\x12>\n\x08Register\x12\x19.hillfire.RegisterRequest\x1a\x17.hillfire.RegisterReply\x12\x41\n\tHeartbeat\x12\x1a.hillfire.HeartbeatRequest\x1a\x18.hillfire.HeartbeatReply\x12:\n\nAttestExit\x12\x1b.hillfire.AttestExitRequest\x1a\x0f.hillfire.Empty\x12@\n\x0c\x43reateChains\x12\x1d.hillfire.CreateChainsRequest\x1a\x11.hillfire.Routing\x12G\n\x07Session\x12\x1e.hillfire.ClientSessionRequest\x1a\x1c.hillfire.ClientSessionReply\x12;\n\x07\x43ommand\x12\x18.hillfire.CommandRequest\x1a\x16.hillfire.CommandReply\x12<\n\x08\x44\x65scribe\x12\x19.hillfire.DescribeRequest\x1a\x15.hillfire.Descriptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chillfire/proto/manager.proto\x12\x08hillfire\x1a\x1chillfire/proto/cluster.proto\";\n\x11GetRoutingRequest\x12\x15\n\rknown_version\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\xcb\x01\n\x0fRegisterRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\r\x12 \n\x04kind\x18\x03 \x01(\x0e\x32\x12.hillfire.NodeKind\x12$\n\x08\x65ndpoint\x18\x04 \x01(\x0b\x32\x12.hillfire.Endpoint\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x11\n\texclusive\x18\x06 \x01(\x08\x12\x0c\n\x04rack\x18\x07 \x01(\t\x12\x0c\n\x04host\x18\x08 \x01(\t\x12\r\n\x05\x64isks\x18\t \x01(\r\"u\n\rRegisterReply\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\r\x12\"\n\x07routing\x18\x04 \x01(\x0b\x32\x11.hillfire.Routing\"\xd0\x01\n\x0cTargetReport\x12\x0e\n\x06target\x18\x01 \x01(\r\x12#\n\x05local\x18\x02 \x01(\x0e\x32\x14.hillfire.LocalState\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x15\n\rchain_version\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12(\n\x08progress\x18\x08 \x01(\x0b\x32\x16.hillfire.SyncProgress\"w\n\x0cSyncProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunks_done\x18\x03 \x01(\x04\x12\x14\n\x0c\x63hunks_total\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\x05 \x01(\x04\"\x8b\x01\n\x10HeartbeatRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x15\n\rknown_version\x18\x03 \x01(\x04\x12\'\n\x07targets\x18\x04 \x03(\x0b\x32\x16.hillfire.TargetReport\x12\x14\n\x0cidle_clients\x18\x05 \x03(\x06\"q\n\x0eHeartbeatReply\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12\"\n\x07routing\x18\x02 \x01(\x0b\x32\x11.hillfire.Routing\x12\x15\n\rended_clients\x18\x03 \x03(\x06\x12\x12\n\nsession_ms\x18\x04 \x01(\r\"6\n\x11\x41ttestExitRequest\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\xb6\x01\n\x13\x43reateChainsRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\x12\x18\n\x10targets_per_node\x18\x02 \x01(\r\x12\r\n\x05nodes\x18\x03 \x01(\r\x12\x13\n\x0bmin_serving\x18\x04 \x01(\r\x12\'\n\x06\x64omain\x18\x05 \x01(\x0e\x32\x17.hillfire.FailureDomain\x12&\n\x06\x63hains\x18\x06 \x03(\x0b\x32\x16.hillfire.PlannedChain\"*\n\x0cPlannedPlace\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x0c\n\x04\x64isk\x18\x02 \x01(\r\"6\n\x0cPlannedChain\x12&\n\x06places\x18\x01 \x03(\x0b\x32\x16.hillfire.PlannedPlace\"3\n\x14\x43lientSessionRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x06\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\"(\n\x12\x43lientSessionReply\x12\x12\n\nsession_ms\x18\x01 \x01(\r\"\xb3\x01\n\x0e\x43ommandRequest\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.hillfire.CommandKind\x12\x0e\n\x06target\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\r\x12\r\n\x05\x63hain\x18\x04 \x01(\r\x12\r\n\x05order\x18\x05 \x03(\r\x12\x11\n\tsuccessor\x18\x06 \x01(\r\x12\x13\n\x0bmin_serving\x18\x07 \x01(\r\x12\x0b\n\x03who\x18\x08 \x01(\t\x12\x0b\n\x03why\x18\t \x01(\t\"-\n\x0c\x43ommandReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\"$\n\x0f\x44\x65scribeRequest\x12\x11\n\tdecisions\x18\x01 \x01(\r\"\x9f\x01\n\x08\x44\x65\x63ision\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07wall_ms\x18\x02 \x01(\x04\x12\x0b\n\x03who\x18\x03 \x01(\t\x12\x0c\n\x04what\x18\x04 \x01(\t\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x04\x12\r\n\x05\x63hain\x18\x07 \x01(\r\x12\x0e\n\x06target\x18\x08 \x01(\r\x12\x0c\n\x04node\x18\t \x01(\r\x12\x0c\n\x04loss\x18\n \x01(\x08\"}\n\x0b\x44\x65scription\x12\'\n\x07targets\x18\x01 \x03(\x0b\x32\x16.hillfire.TargetReport\x12%\n\tdecisions\x18\x02 \x03(\x0b\x32\x12.hillfire.Decision\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x63lients\x18\x04 \x01(\r*T\n\rFailureDomain\x12\n\n\x06WIDEST\x10\x00\x12\x11\n\rAPART_BY_NODE\x10\x01\x12\x11\n\rAPART_BY_HOST\x10\x02\x12\x11\n\rAPART_BY_RACK\x10\x03*\xc6\x01\n\x0b\x43ommandKind\x12\x1c\n\x18\x43OMMAND_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eTARGET_OFFLINE\x10\x01\x12\x11\n\rTARGET_ONLINE\x10\x02\x12\x0e\n\nNODE_DRAIN\x10\x03\x12\x10\n\x0cNODE_UNDRAIN\x10\x04\x12\x10\n\x0c\x43HAIN_PREFER\x10\x05\x12\x10\n\x0c\x43HAIN_ROTATE\x10\x06\x12\x15\n\x11\x43HAIN_ACCEPT_LOSS\x10\x07\x12\x15\n\x11\x43HAIN_MIN_SERVING\x10\x08\x32\x8c\x04\n\x07Manager\x12<\n\nGetRouting\x12\x1b.hillfire.GetRoutingRequest\x1a\x11.hillfire.Routing\x12>\n\x08Register\x12\x19.hillfire.RegisterRequest\x1a\x17.hillfire.RegisterReply\x12\x41\n\tHeartbeat\x12\x1a.hillfire.HeartbeatRequest\x1a\x18.hillfire.HeartbeatReply\x12:\n\nAttestExit\x12\x1b.hillfire.AttestExitRequest\x1a\x0f.hillfire.Empty\x12@\n\x0c\x43reateChains\x12\x1d.hillfire.CreateChainsRequest\x1a\x11.hillfire.Routing\x12G\n\x07Session\x12\x1e.hillfire.ClientSessionRequest\x1a\x1c.hillfire.ClientSessionReply\x12;\n\x07\x43ommand\x12\x18.hillfire.CommandRequest\x1a\x16.hillfire.CommandReply\x12<\n\x08\x44\x65scribe\x12\x19.hillfire.DescribeRequest\x1a\x15.hillfire.Descriptionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hillfire.proto.manager_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMMANDKIND']._serialized_start=1858
-  _globals['_COMMANDKIND']._serialized_end=2056
+  _globals['_FAILUREDOMAIN']._serialized_start=2039
+  _globals['_FAILUREDOMAIN']._serialized_end=2123
+  _globals['_COMMANDKIND']._serialized_start=2126
+  _globals['_COMMANDKIND']._serialized_end=2324
   _globals['_GETROUTINGREQUEST']._serialized_start=72
   _globals['_GETROUTINGREQUEST']._serialized_end=131
   _globals['_REGISTERREQUEST']._serialized_start=134
@@ -50,22 +52,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREPLY']._serialized_end=1045
   _globals['_ATTESTEXITREQUEST']._serialized_start=1047
   _globals['_ATTESTEXITREQUEST']._serialized_end=1101
-  _globals['_CREATECHAINSREQUEST']._serialized_start=1103
-  _globals['_CREATECHAINSREQUEST']._serialized_end=1204
-  _globals['_CLIENTSESSIONREQUEST']._serialized_start=1206
-  _globals['_CLIENTSESSIONREQUEST']._serialized_end=1257
-  _globals['_CLIENTSESSIONREPLY']._serialized_start=1259
-  _globals['_CLIENTSESSIONREPLY']._serialized_end=1299
-  _globals['_COMMANDREQUEST']._serialized_start=1302
-  _globals['_COMMANDREQUEST']._serialized_end=1481
-  _globals['_COMMANDREPLY']._serialized_start=1483
-  _globals['_COMMANDREPLY']._serialized_end=1528
-  _globals['_DESCRIBEREQUEST']._serialized_start=1530
-  _globals['_DESCRIBEREQUEST']._serialized_end=1566
-  _globals['_DECISION']._serialized_start=1569
-  _globals['_DECISION']._serialized_end=1728
-  _globals['_DESCRIPTION']._serialized_start=1730
-  _globals['_DESCRIPTION']._serialized_end=1855
-  _globals['_MANAGER']._serialized_start=2059
-  _globals['_MANAGER']._serialized_end=2583
+  _globals['_CREATECHAINSREQUEST']._serialized_start=1104
+  _globals['_CREATECHAINSREQUEST']._serialized_end=1286
+  _globals['_PLANNEDPLACE']._serialized_start=1288
+  _globals['_PLANNEDPLACE']._serialized_end=1330
+  _globals['_PLANNEDCHAIN']._serialized_start=1332
+  _globals['_PLANNEDCHAIN']._serialized_end=1386
+  _globals['_CLIENTSESSIONREQUEST']._serialized_start=1388
+  _globals['_CLIENTSESSIONREQUEST']._serialized_end=1439
+  _globals['_CLIENTSESSIONREPLY']._serialized_start=1441
+  _globals['_CLIENTSESSIONREPLY']._serialized_end=1481
+  _globals['_COMMANDREQUEST']._serialized_start=1484
+  _globals['_COMMANDREQUEST']._serialized_end=1663
+  _globals['_COMMANDREPLY']._serialized_start=1665
+  _globals['_COMMANDREPLY']._serialized_end=1710
+  _globals['_DESCRIBEREQUEST']._serialized_start=1712
+  _globals['_DESCRIBEREQUEST']._serialized_end=1748
+  _globals['_DECISION']._serialized_start=1751
+  _globals['_DECISION']._serialized_end=1910
+  _globals['_DESCRIPTION']._serialized_start=1912
+  _globals['_DESCRIPTION']._serialized_end=2037
+  _globals['_MANAGER']._serialized_start=2327
+  _globals['_MANAGER']._serialized_end=2851
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,28 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _FailureDomain:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FailureDomainEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureDomain.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WIDEST: _FailureDomain.ValueType  # 0
+    """as wide as leaves no place empty"""
+    APART_BY_NODE: _FailureDomain.ValueType  # 1
+    APART_BY_HOST: _FailureDomain.ValueType  # 2
+    APART_BY_RACK: _FailureDomain.ValueType  # 3
+
+class FailureDomain(_FailureDomain, metaclass=_FailureDomainEnumTypeWrapper):
+    """What two targets of a chain never share."""
+
+WIDEST: FailureDomain.ValueType  # 0
+"""as wide as leaves no place empty"""
+APART_BY_NODE: FailureDomain.ValueType  # 1
+APART_BY_HOST: FailureDomain.ValueType  # 2
+APART_BY_RACK: FailureDomain.ValueType  # 3
+Global___FailureDomain: _TypeAlias = FailureDomain  # noqa: Y015
+
 class _CommandKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -329,12 +351,19 @@ class CreateChainsRequest(_message.Message):
     TARGETS_PER_NODE_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     MIN_SERVING_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    CHAINS_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     targets_per_node: _builtins.int
     nodes: _builtins.int
     """how many storage nodes must have registered"""
     min_serving: _builtins.int
     """replicas that must serve for a write; 0 counts as 1"""
+    domain: Global___FailureDomain.ValueType
+    @_builtins.property
+    def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedChain]:
+        """a table made elsewhere, to be checked; none: the manager makes one"""
+
     def __init__(
         self,
         *,
@@ -342,14 +371,60 @@ class CreateChainsRequest(_message.Message):
         targets_per_node: _builtins.int = ...,
         nodes: _builtins.int = ...,
         min_serving: _builtins.int = ...,
+        domain: Global___FailureDomain.ValueType = ...,
+        chains: _abc.Iterable[Global___PlannedChain] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_serving", b"min_serving", "nodes", b"nodes", "replicas", b"replicas", "targets_per_node", b"targets_per_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "domain", b"domain", "min_serving", b"min_serving", "nodes", b"nodes", "replicas", b"replicas", "targets_per_node", b"targets_per_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateChainsRequest: _TypeAlias = CreateChainsRequest  # noqa: Y015
+
+@_typing.final
+class PlannedPlace(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    node: _builtins.int
+    disk: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.int = ...,
+        disk: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedPlace: _TypeAlias = PlannedPlace  # noqa: Y015
+
+@_typing.final
+class PlannedChain(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedPlace]:
+        """head first"""
+
+    def __init__(
+        self,
+        *,
+        places: _abc.Iterable[Global___PlannedPlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedChain: _TypeAlias = PlannedChain  # noqa: Y015
 
 @_typing.final
 class ClientSessionRequest(_message.Message):

@@ -4,7 +4,8 @@ Each function takes the routing as it is published and returns the one to publis
 version one higher, or None where nothing changes. The shell stores it before anyone sees it.
 """
 
-from collections.abc import Mapping, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,13 +23,24 @@ from hillfire.cluster import (
 )
 from hillfire.errors import Code, Error
 from hillfire.meta.manager.chains import LOST, Report, new_chain, next_chain
-from hillfire.meta.manager.placement import MAX_TARGETS_PER_NODE, place, require
+from hillfire.meta.manager.placement import (
+    MAX_TARGETS_PER_NODE,
+    Domain,
+    Home,
+    Place,
+    check,
+    make_plan,
+    require,
+)
 from hillfire.types import ChainId, NodeId, TargetId
 
 TABLE = 1
 """The chain table that new files use."""
 MAX_NODE = 4_000_000
 """So that target ids, which begin with their node's, fit 32 bits."""
+SEARCH_STEPS = 20_000
+"""How long the manager itself looks for a better table: a second or so. An operator's command has
+all the time it wants, and hands in what it found."""
 _NOTABLE = 64
 """A target's use of space is published anew when it changed by a 64th of its disk."""
 
@@ -52,6 +64,10 @@ class Wish(NamedTuple):
     targets_per_node: int
     replicas: int
     min_serving: int = 1
+    domain: Domain | None = None
+    """what two targets of a chain never share; None: as wide as leaves no place empty"""
+    chains: tuple[tuple[Place, ...], ...] = ()
+    """a table that was made elsewhere, maybe by a solver; none: it is made here"""
 
 
 def first_routing(cluster: str) -> Routing:
@@ -136,7 +152,33 @@ def with_chains(routing: Routing, wish: Wish) -> Routing | None:
         raise Error(
             Code.UNAVAILABLE, f"{len(up)} of {wish.nodes} storage nodes are up: wait or start them"
         )
-    return _with_chains(routing, up[: wish.nodes], wish)
+    homes = homes_of(routing, wish.nodes)
+    targets_per_disk = per_disk(homes, wish.targets_per_node)
+    if wish.chains:
+        check(homes, wish.chains, targets_per_disk, wish.replicas, wish.domain)
+        return _with_chains(routing, wish.chains, wish)
+    plan = make_plan(homes, targets_per_disk, wish.replicas, wish.domain, steps=SEARCH_STEPS)
+    return _with_chains(routing, plan.chains, wish)
+
+
+def homes_of(routing: Routing, nodes: int) -> list[Home]:
+    """Return the first so many live storage nodes, as placement sees them."""
+    up = (n for n in routing.nodes.values() if n.kind is NodeKind.STORAGE and n.alive)
+    homes = (Home(n.id, n.disks, n.host or n.endpoint.host, n.rack) for n in up)
+    return sorted(homes)[:nodes]
+
+
+def per_disk(homes: Sequence[Home], targets_per_node: int) -> int:
+    """Return how many targets go on each disk, if those with most disks have so many in all.
+
+    Raises:
+        Error: CONFIGURATION if that is no whole number.
+    """
+    disks = max(home.disks for home in homes)
+    if targets_per_node % disks:
+        text = f"targets_per_node = {targets_per_node}: choose a multiple of a node's {disks} disks"
+        raise Error(Code.CONFIGURATION, text)
+    return targets_per_node // disks
 
 
 def require_alike(routing: Routing, wish: Wish) -> None:
@@ -163,17 +205,17 @@ def describe(routing: Routing) -> str:
     )
 
 
-def _with_chains(routing: Routing, up: list[NodeId], wish: Wish) -> Routing:
+def _with_chains(routing: Routing, table: Sequence[Sequence[Place]], wish: Wish) -> Routing:
     chains: dict[ChainId, Chain] = {}
     targets: dict[TargetId, Target] = {}
-    placed = dict.fromkeys(up, 0)
-    for number, members in enumerate(place(up, wish.targets_per_node, wish.replicas), 1):
+    placed: Counter[NodeId] = Counter()
+    for number, members in enumerate(table, 1):
         ids = []
-        for node in members:
+        for node, disk in members:
             placed[node] += 1
             target = TargetId(node * (MAX_TARGETS_PER_NODE + 1) + placed[node])
             targets[target] = Target(
-                target, node, ChainId(number), 0, PublicState.OFFLINE, LocalState.OFFLINE
+                target, node, ChainId(number), disk, PublicState.OFFLINE, LocalState.OFFLINE
             )
             ids.append(target)
         chains[ChainId(number)] = new_chain(ChainId(number), tuple(ids), wish.min_serving)
@@ -189,10 +231,11 @@ def _with_chains(routing: Routing, up: list[NodeId], wish: Wish) -> Routing:
 
 def _is_made_of(routing: Routing, wish: Wish) -> bool:
     """Whether the chains that exist are what these numbers make."""
-    homes = {t.node for t in routing.targets.values()}
+    on = Counter(t.node for t in routing.targets.values())
+    unused = wish.nodes * wish.targets_per_node - len(routing.targets)
     return (
-        len(homes) == wish.nodes
-        and len(routing.chains) == wish.nodes * wish.targets_per_node // wish.replicas
+        (len(on) == wish.nodes or 0 <= unused < wish.replicas)
+        and max(on.values()) == wish.targets_per_node
         and all(len(c.targets) == wish.replicas for c in routing.chains.values())
     )
 

@@ -5,7 +5,7 @@ from hillfire.errors import Code, Error
 from hillfire.meta.manager.chains import Report
 from hillfire.meta.manager.decide import MAX_NODE, Status, Wish
 from hillfire.meta.manager.events import Command, CommandKind
-from hillfire.meta.manager.placement import MAX_TARGETS_PER_NODE
+from hillfire.meta.manager.placement import MAX_TARGETS_PER_NODE, Domain, Place
 from hillfire.proto import cluster_pb2 as cluster
 from hillfire.proto import manager_pb2 as manager
 from hillfire.proto.convert import progress_from_message, progress_to_message
@@ -83,8 +83,27 @@ def statuses_of(request: manager.HeartbeatRequest) -> dict[TargetId, Status]:
 
 
 def wish_of(request: manager.CreateChainsRequest) -> Wish:
-    """Return what chains somebody wants."""
-    return Wish(request.nodes, request.targets_per_node, request.replicas, request.min_serving or 1)
+    """Return what chains somebody wants.
+
+    Raises:
+        Error: INVALID for a failure domain that does not exist.
+    """
+    try:
+        domain = Domain(request.domain) if request.domain else None
+    except ValueError as exc:
+        text = f"this manager knows no failure domain {request.domain}: is its hillfire older?"
+        raise Error(Code.INVALID, text) from exc
+    return Wish(
+        request.nodes,
+        request.targets_per_node,
+        request.replicas,
+        request.min_serving or 1,
+        domain,
+        tuple(
+            tuple(Place(NodeId(place.node), place.disk) for place in chain.places)
+            for chain in request.chains
+        ),
+    )
 
 
 def command_of(request: manager.CommandRequest) -> Command:
