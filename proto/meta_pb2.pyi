@@ -90,6 +90,7 @@ class Inode(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    CUT_EPOCH_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     type: Global___FileType.ValueType
     mode: _builtins.int
@@ -104,9 +105,11 @@ class Inode(_message.Message):
     symlink: _builtins.bytes
     device: _builtins.int
     epoch: _builtins.int
-    """grows with each truncate; writes carry it"""
+    """of the last truncate that all chains have acknowledged; writes carry it"""
     parent: _builtins.int
     """directories"""
+    cut_epoch: _builtins.int
+    """of the last truncate; above epoch while that is under way"""
     @_builtins.property
     def layout(self) -> Global___FileLayout:
         """regular files"""
@@ -129,10 +132,11 @@ class Inode(_message.Message):
         device: _builtins.int = ...,
         epoch: _builtins.int = ...,
         parent: _builtins.int = ...,
+        cut_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["atime_ns", b"atime_ns", "ctime_ns", b"ctime_ns", "device", b"device", "epoch", b"epoch", "gid", b"gid", "id", b"id", "layout", b"layout", "length", b"length", "links", b"links", "mode", b"mode", "mtime_ns", b"mtime_ns", "parent", b"parent", "symlink", b"symlink", "type", b"type", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atime_ns", b"atime_ns", "ctime_ns", b"ctime_ns", "cut_epoch", b"cut_epoch", "device", b"device", "epoch", b"epoch", "gid", b"gid", "id", b"id", "layout", b"layout", "length", b"length", "links", b"links", "mode", b"mode", "mtime_ns", b"mtime_ns", "parent", b"parent", "symlink", b"symlink", "type", b"type", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
