@@ -5,8 +5,9 @@ into the client's destination. Everything else of a batch goes to a thread in on
 """
 
 import asyncio
-import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from typing import TypeVar
 
 from hillfire.errors import Code, Error
@@ -33,17 +34,17 @@ from hillfire.storage.craq import events
 from hillfire.storage.pool import Holder, Span
 from hillfire.storage.requests import Payload
 from hillfire.storage.shell import TargetShell
-from hillfire.storage.threads import Threads
+from hillfire.storage.throttle import Meter
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 INLINE_READ_BYTES = 1024 * 1024
 """A batch that asks for more is read in a thread, so that heartbeats are not held up."""
 
 _CLIENT_KINDS = frozenset((Kind.WRITE, Kind.TRUNCATE, Kind.REMOVE))
 _FORWARD_KINDS = frozenset(Kind)
+_RECOVERY_KINDS = (Kind.REPLACE, Kind.LOST)
+"""What a sync sends: no foreground that it would have to make way for."""
 _PAYLOAD_KINDS = frozenset((Kind.WRITE, Kind.REPLACE))
 
 
@@ -54,12 +55,15 @@ class DataPlane:
         self,
         shell_of: Callable[[int], TargetShell | None],
         lease_valid: Callable[[], bool],
-        threads: Threads,
+        meter: Meter,
     ) -> None:
-        """``shell_of`` finds this node's target of a chain, None if it is not up."""
+        """``shell_of`` finds this node's target of a chain, None if it is not up.
+
+        ``meter`` is told when clients' requests come and go, and the forwards that they cause.
+        """
         self._shell_of = shell_of
         self._lease_valid = lease_valid
-        self._threads = threads
+        self._meter = meter
 
     def handle(self, incoming: Incoming) -> Answer | Awaitable[Answer]:
         """Serve one request of the data plane.
@@ -71,6 +75,15 @@ class DataPlane:
         # requests already queued. Source: design.md 5, Leases.
         if not self._lease_valid():
             raise Error(Code.LEASE_EXPIRED, "this node has lost touch with the manager")
+        now_ns = time.monotonic_ns
+        self._meter.enter(now_ns())
+        try:
+            answer = self._serve(incoming)
+        finally:
+            self._meter.leave(now_ns())
+        return answer
+
+    def _serve(self, incoming: Incoming) -> Answer | Awaitable[Answer]:
         if incoming.method == READ:
             return self._read(incoming)
         if incoming.method == WRITE:
@@ -126,29 +139,27 @@ class DataPlane:
         results: list[ReadResult],
         slow: Sequence[tuple[int, TargetShell]],
     ) -> Answer:
-        def work() -> list[ReadResult]:
-            done = []
-            for position, shell in slow:
-                item = items[position]
-                try:
-                    found = shell.store.read(item.chunk, item.offset, into[position])
-                    done.append(ReadResult(0, *found))
-                except Error as exc:
-                    done.append(ReadResult(exc.code, 0, 0, 0))
-            return done
-
-        # The destinations are used until the thread has ended, whoever is cancelled meanwhile.
-        task = asyncio.ensure_future(self._threads.call(work))
-        found = await _to_the_end(task)
+        # One job a disk: a disk that hangs must not keep from the others' threads.
+        jobs: dict[Executor, list[tuple[int, TargetShell]]] = {}
+        for each in slow:
+            jobs.setdefault(each[1].threads.executor, []).append(each)
+        self._meter.enter(time.monotonic_ns())
+        try:
+            # The destinations are used until the threads have ended, whoever is cancelled.
+            reading = [_read_job(items, into, job) for job in jobs.values()]
+            await _to_the_end(asyncio.gather(*reading))
+        finally:
+            self._meter.leave(time.monotonic_ns())
         if not self._lease_valid():
             raise Error(Code.LEASE_EXPIRED, "the lease ended during the read")
-        for (position, shell), result in zip(slow, found, strict=True):
+        found = [result for task in reading for result in task.result()]
+        order = [each for job in jobs.values() for each in job]
+        for (position, shell), result in zip(order, found, strict=True):
             results[position] = result
             if result.code == Code.IO:
                 shell.fail(Error(Code.IO, f"a read failed: {items[position].chunk.hex()}"))
             elif result.code == Code.CORRUPT:
-                log.error("event=corrupt target=%d chunk=%s",
-                          shell.target, items[position].chunk.hex())  # fmt: skip
+                shell.damaged(items[position].chunk, "found by a read")
         return Answer(Code.OK, READ_RESULTS.pack(results), [result[1] for result in results])
 
     # ------------------------------------------------------------------ updates
@@ -216,12 +227,48 @@ class DataPlane:
                     raise Error(Code.LEASE_EXPIRED, "the lease ended while memory was short")
         number, batch, future = shell.requests.open(len(items))
         payloads = _payloads(span, batch, sources)
+        foreground = bool(items) and items[0].kind not in _RECOVERY_KINDS
+        if foreground:
+            self._meter.enter(time.monotonic_ns())
         try:
             shell.handle(event(number, items, payloads))  # type: ignore[arg-type]
             return await _to_the_end(future)
         finally:
+            if foreground:
+                self._meter.leave(time.monotonic_ns())
             if span is not None:
                 span.drop()
+
+
+def _read_job(
+    items: Sequence[ReadItem],
+    into: Sequence[memoryview],
+    job: Sequence[tuple[int, TargetShell]],
+) -> "asyncio.Task[list[ReadResult]]":
+    """Read from the stores of one disk in one thread."""
+
+    def work() -> list[ReadResult]:
+        done = []
+        for position, shell in job:
+            item = items[position]
+            try:
+                found = shell.store.read(item.chunk, item.offset, into[position])
+                done.append(ReadResult(0, *found))
+            except Error as exc:
+                done.append(ReadResult(exc.code, 0, 0, 0))
+        return done
+
+    threads = {shell.threads for _, shell in job}
+    for each in threads:  # no store is closed while it is read
+        each.hold()
+
+    def ended(_: object) -> None:
+        for each in threads:
+            each.drop()
+
+    task = asyncio.ensure_future(job[0][1].threads.call(work))
+    task.add_done_callback(ended)
+    return task
 
 
 async def _to_the_end(future: "asyncio.Future[T]") -> T:

@@ -8,17 +8,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 
-from hillfire.cluster import Chain, Node
+from hillfire.cluster import Chain, Node, PublicState, Routing
 from hillfire.errors import Error
 from hillfire.proto import service
 from hillfire.proto import storage_pb2 as pb
+from hillfire.proto.manager_pb2 import SyncProgress
 from hillfire.storage import recovery
 from hillfire.storage.comparison import Remote
 from hillfire.storage.craq import events
 from hillfire.storage.peers import Peers
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.base import ChunkMeta
-from hillfire.types import ChunkId
+from hillfire.storage.turns import Peer, Turns
+from hillfire.types import ChunkId, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +31,43 @@ SCAN = 4096
 CALL_TIMEOUT_S = 5.0
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 1.0
+LOAD_S = 0.25
+"""How often the successor's node is asked how busy it is."""
+LOAD_TIMEOUT_S = 1.0
 
 _LIST = service.method("Storage", "ListChunks")
 _DONE = service.method("Storage", "SyncDone")
+_LOAD = service.method("Storage", "Load")
+
+
+class Recovery:
+    """What all syncs of a node share: its turns, and how many chains it syncs at once."""
+
+    def __init__(self, turns: Turns, chains: int, routing: Callable[[], Routing]) -> None:
+        """``chains`` at once; ``routing`` tells how many others send to the same node."""
+        self.turns = turns
+        self.places = asyncio.Semaphore(chains)
+        self.routing = routing
+
+    def streams(self, node: NodeId) -> int:
+        """Return how many targets of a node are being brought up to date now."""
+        routing = self.routing()
+        targets = [target.id for target in routing.targets.values() if target.node == node]
+        return sum(routing.targets[target].state is PublicState.SYNCING for target in targets)
 
 
 class Resync:
     """One sync under way: the machine, and what it needs to be carried out."""
 
-    def __init__(self, shell: TargetShell, chain: Chain, node: Node, peers: Peers) -> None:
+    def __init__(
+        self, shell: TargetShell, chain: Chain, node: Node, peers: Peers, shared: Recovery
+    ) -> None:
         """``run`` does it; it is cancelled when the chain changes."""
         self.sync = recovery.Sync(chain.version)
+        self.began = 0.0
+        """when its first step was made, by the loop's clock; 0 while it waits for its place"""
+        self._shared = shared
+        self._peer = Peer()
         self._shell = shell
         self._chain = chain
         self._node = node
@@ -53,16 +81,46 @@ class Resync:
         Raises:
             Exception: a defect; the target must stop over it.
         """
-        try:
-            self._carry(self.sync.start())
-            while not self.sync.finished:
-                event = await self._events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                self._carry(self.sync.handle(event))
-        finally:
-            for task in self._tasks:
-                task.cancel()
+        async with self._shared.places:
+            self.began = asyncio.get_running_loop().time()
+            asking = asyncio.create_task(self._ask_load())
+            try:
+                self._carry(self.sync.start())
+                while not self.sync.finished:
+                    event = await self._events.get()
+                    if isinstance(event, BaseException):
+                        raise event
+                    self._carry(self.sync.handle(event))
+            finally:
+                for task in (asking, *self._tasks):
+                    task.cancel()
+
+    def progress(self) -> SyncProgress:
+        """Tell how far it is; the totals are estimates until all was compared."""
+        done = self.sync.progress
+        took_s = asyncio.get_running_loop().time() - self.began if self.began else 0.0
+        seen = max(1, done.compared_chunks)
+        unseen = 0 if done.compared_all else max(0, done.total_chunks - done.compared_chunks)
+        return SyncProgress(
+            bytes_done=done.sent_bytes,
+            bytes_total=done.sent_bytes + max(0, done.left_bytes()),
+            chunks_done=done.sent_chunks,
+            chunks_total=done.to_send_chunks + unseen * done.to_send_chunks // seen,
+            bytes_per_s=int(done.sent_bytes / took_s) if took_s > 0 else 0,
+        )
+
+    async def _ask_load(self) -> None:
+        """Ask the successor's node now and then how busy it is."""
+        while True:
+            try:
+                reply = await self._peers.grpc(self._node).call(
+                    _LOAD, pb.LoadRequest(), LOAD_TIMEOUT_S
+                )
+                self._peer.busy = reply.busy
+            except Error:
+                self._peer.busy = 1.0
+            self._peer.streams = self._shared.streams(self._node.id)
+            await asyncio.sleep(LOAD_S)
 
     def _carry(self, effects: Sequence[recovery.Effect]) -> None:
         for effect in effects:
@@ -112,7 +170,7 @@ class Resync:
             limit=effect.limit,
         )
         page = await self._peers.grpc(self._node).call(_LIST, request, CALL_TIMEOUT_S)
-        records = {ChunkId(each.id): _remote(each) for each in page.chunks}
+        records = {ChunkId(each.id): record_from_message(each) for each in page.chunks}
         return recovery.Listed(records, None if page.end else ChunkId(page.chunks[-1].id))
 
     async def _scan(self, effect: recovery.Scan) -> recovery.Event:
@@ -120,9 +178,11 @@ class Resync:
         return recovery.Scanned(await self._shell.threads.call(work))
 
     async def _send(self, effect: recovery.SendBatch) -> recovery.Event:
-        number, _, future = self._shell.requests.open(len(effect.chunks))
-        self._shell.handle(events.SyncArrived(number, self._chain.version, effect.chunks))
-        return recovery.BatchDone(effect.number, [result.code for result in await future])
+        async with self._shared.turns.turn(effect.n_bytes, self._peer):
+            number, _, future = self._shell.requests.open(len(effect.chunks))
+            self._shell.handle(events.SyncArrived(number, self._chain.version, effect.chunks))
+            results = await future
+        return recovery.BatchDone(effect.number, [result.code for result in results])
 
     async def _complete(self) -> recovery.Event:
         number, _, future = self._shell.requests.open(1)
@@ -166,7 +226,8 @@ class Resync:
         return recovery.RetryDue()
 
 
-def _remote(record: pb.ChunkRecord) -> Remote:
+def record_from_message(record: pb.ChunkRecord) -> Remote:
+    """Return another target's record of a chunk."""
     return Remote(
         record.version,
         record.pending,

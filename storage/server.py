@@ -5,8 +5,8 @@ import fcntl
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Awaitable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from hillfire.cluster import Endpoint, NodeKind, Routing
@@ -19,14 +19,18 @@ from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming
 from hillfire.proto.wire.pick import host_id
 from hillfire.proto.wire.server import WireServer
 from hillfire.storage.dataplane import DataPlane
+from hillfire.storage.disks import Disk, find_place, open_disks
 from hillfire.storage.metalog import MetaLogService
 from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Pools
+from hillfire.storage.resync import Recovery
+from hillfire.storage.scrub import Scrubber
 from hillfire.storage.services import StorageService
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.engine import open_store
 from hillfire.storage.targets import Target
-from hillfire.storage.threads import Threads
+from hillfire.storage.throttle import Limits
+from hillfire.storage.turns import Turns
 from hillfire.types import ChainId, NodeId, TargetId
 
 log = logging.getLogger(__name__)
@@ -77,15 +81,21 @@ class StorageServer:
         """
         config = self.config
         cluster = self._take_directory()
-        self._executor = ThreadPoolExecutor(config.io_threads, f"storage-{config.node}")
         self._peers = Peers()
         self._pools = Pools(config.pool_bytes)
-        self._data = DataPlane(self._shell_of, self._lease_valid, Threads(self._executor))
+        self._turns = Turns(Limits(config.recovery_share, config.recovery_bytes_per_s))
+        self._recovery = Recovery(self._turns, config.recovery_chains, self._routing)
+        self._scrubber = Scrubber(config, self._turns, self._peers, self._routing)
+        self._data = DataPlane(self._shell_of, self._lease_valid, self._turns.meter)
         self._dispatcher = Dispatcher()
         self._dispatcher.add(
-            "Storage", StorageService(self._by_chain.get, self._data, self._lease_valid)
+            "Storage",
+            StorageService(
+                self._by_chain.get, self._data, self._lease_valid, self._turns, self._scrubber
+            ),
         )
-        self._metalog = MetaLogService(config.directory, self._cluster, self._executor)
+        self._disks = open_disks(config, self._disk_changed)
+        self._metalog = MetaLogService(config.directory, self._cluster, self._disks[0].executor)
         self._dispatcher.add("MetaLog", self._metalog)
         try:
             self._wire = WireServer(
@@ -106,6 +116,9 @@ class StorageServer:
                 self._routing_changed,
                 directory=config.directory,
                 on_failure=lambda error: self.failed.set(),
+                rack=config.rack,
+                host=socket.gethostname(),
+                disks=len(self._disks),
             )
             await self._membership.start()
             if not cluster:
@@ -113,6 +126,8 @@ class StorageServer:
                 path.write_text(self._membership.cluster + "\n")
             await asyncio.gather(*self._starting)
             self._forgetting = asyncio.create_task(self._forget(), name="forget-tags")
+            for disk in self._disks:
+                disk.probe.start()
         except BaseException:
             await self.stop()
             raise
@@ -126,15 +141,16 @@ class StorageServer:
             await self._membership.stop()
         for task in [*self._starting, *([self._forgetting] if self._forgetting else [])]:
             task.cancel()
-        for target in self.targets.values():
-            await target.stop()
+        if self._lock_fd >= 0:
+            await self._scrubber.stop()
+        await asyncio.gather(*(target.stop() for target in self.targets.values()))
         if self._wire is not None:
             await self._wire.stop()
         if self._grpc is not None:
             await self._grpc.stop()
         if self._lock_fd >= 0:
             await self._peers.close()
-            self._executor.shutdown()
+            await asyncio.gather(*(disk.stop() for disk in self._disks))
             self._metalog.close()
             self._pools.close()
             os.close(self._lock_fd)
@@ -208,25 +224,33 @@ class StorageServer:
         self._peers.routing(routing)
         for number, assigned in routing.targets.items():
             if assigned.node == self.config.node and number not in self.targets:
-                self._add(number, assigned.chain)
+                self._add(number, assigned.chain, assigned.disk)
         for target in self.targets.values():
             target.routing_changed()
 
-    def _add(self, number: TargetId, chain: ChainId) -> None:
+    def _add(self, number: TargetId, chain: ChainId, disk: int) -> None:
         """Open a target that this node has to serve."""
+        config = self.config
         target = Target(
             number,
             chain,
-            self.config.directory / "targets" / str(number),
-            open_store=partial(open_store, direct=self.config.direct_io),
+            find_place(self._disks, disk, number),
+            open_store=partial(open_store, direct=config.direct_io),
             peers=self._peers,
             pools=self._pools,
-            executor=self._executor,
+            recovery=self._recovery,
             routing=self._routing,
             poke=self._poke,
         )
         self.targets[number] = target
         self._by_chain[chain] = target
+        self._scrubber.add(target)
         task = asyncio.get_running_loop().create_task(target.start())
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
+
+    def _disk_changed(self, disk: Disk) -> None:
+        """Act on a disk that failed, or works."""
+        for target in self.targets.values():
+            if target.disk is disk:
+                target.disk_changed()

@@ -12,9 +12,11 @@ from hillfire.proto.wire.chunks import Kind, WriteItem
 from hillfire.storage.craq import events
 from hillfire.storage.craq.channels import INTERNAL
 from hillfire.storage.dataplane import DataPlane
+from hillfire.storage.scrub import Scrubber
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.base import ChunkMeta, Tag
 from hillfire.storage.targets import Target
+from hillfire.storage.turns import Turns
 from hillfire.types import CHUNK_ID_BYTES, ChunkId, InodeId, Version, split_chunk_id
 
 MAX_PAGE = 4096
@@ -32,8 +34,12 @@ class StorageService:
         target_of: Callable[[int], Target | None],
         data: DataPlane,
         lease_valid: Callable[[], bool],
+        turns: Turns,
+        scrubber: Scrubber,
     ) -> None:
         """``target_of`` finds this node's target of a chain."""
+        self._turns = turns
+        self._scrubber = scrubber
         self._target_of = target_of
         self._data = data
         self._lease_valid = lease_valid
@@ -105,20 +111,31 @@ class StorageService:
             return shell.store.scan(after, limit), pending
 
         page, pending = await shell.threads.call(work)
-        records = [
-            pb.ChunkRecord(
-                id=chunk,
-                version=meta.version,
-                pending=pending.get(chunk, 0),
-                chain_version=meta.chain_version,
-                length=meta.length,
-                checksum=meta.checksum,
-                epoch=meta.epoch,
-                removed=meta.removed,
-            )
-            for chunk, meta in page
-        ]
+        records = [_record(chunk, meta, pending.get(chunk, 0)) for chunk, meta in page]
         return pb.ListChunksReply(chunks=records, end=len(page) < limit)
+
+    async def get_records(
+        self, request: pb.GetRecordsRequest, context: CallContext
+    ) -> pb.GetRecordsReply:
+        """Tell a serving target's records of given chunks, for another replica's scrubber."""
+        shell = self._serving(request.chain, request.chain_version)
+        chunks = [_chunk(name) for name in request.chunks[:MAX_PAGE]]
+
+        def work() -> list[pb.ChunkRecord]:
+            pending = {chunk: int(each.version) for chunk, each in shell.store.pending()}
+            return [_record(c, shell.store.get(c), pending.get(c, 0)) for c in chunks]
+
+        return pb.GetRecordsReply(chunks=await shell.threads.call(work))
+
+    def load(self, request: pb.LoadRequest, context: CallContext) -> pb.LoadReply:
+        """Tell how busy foreground requests keep this node."""
+        return pb.LoadReply(busy=self._turns.busy())
+
+    def scrub(self, request: pb.ScrubRequest, context: CallContext) -> pb.ScrubReply:
+        """Check this node's chunks now, or tell how far that is."""
+        if request.start:
+            self._scrubber.start_now(request.chain)
+        return pb.ScrubReply(targets=self._scrubber.states(request.chain))
 
     async def sync_done(
         self, request: pb.SyncDoneRequest, context: CallContext
@@ -158,6 +175,21 @@ class StorageService:
         if shell.replica.state is not PublicState.SERVING:
             raise Error(Code.NOT_SERVING, f"target {shell.target} does not serve")
         return shell
+
+
+def _record(chunk: ChunkId, meta: ChunkMeta | None, pending: int) -> pb.ChunkRecord:
+    if meta is None:
+        return pb.ChunkRecord(id=chunk, pending=pending, removed=True)
+    return pb.ChunkRecord(
+        id=chunk,
+        version=meta.version,
+        pending=pending,
+        chain_version=meta.chain_version,
+        length=meta.length,
+        checksum=meta.checksum,
+        epoch=meta.epoch,
+        removed=meta.removed,
+    )
 
 
 def _check_chunk_bytes(chunk_bytes: int) -> None:

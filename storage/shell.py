@@ -30,7 +30,7 @@ from hillfire.storage.requests import Payload, Requests
 from hillfire.storage.store.base import ChunkStore, Image, Update
 from hillfire.storage.threads import Threads
 from hillfire.storage.transfers import read_pending, read_whole
-from hillfire.types import TargetId, Version
+from hillfire.types import ChunkId, TargetId, Version
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,13 @@ class TargetShell:
         routing: Callable[[], Routing],
         stopped: Callable[["TargetShell", effects.Stop], None],
         poke: Callable[[], None],
+        damaged: Callable[[ChunkId, str], None] = lambda chunk, why: None,
     ) -> None:
-        """Restore the replica from the store; ``stopped`` is called once if it stops."""
+        """Restore the replica from the store.
+
+        ``stopped`` is called once if it stops, ``damaged`` for each chunk whose bytes failed.
+        """
+        self.damaged = damaged
         self.target = target
         self.store = store
         self.replica = Replica(target, store.get, store.pending(), store.tags())

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
 from pathlib import Path
 
 from hillfire.cluster import Chain, LocalState, Routing
@@ -17,13 +16,15 @@ from hillfire.proto import cluster_pb2
 from hillfire.proto import manager_pb2 as pb
 from hillfire.storage import lifecycle, recovery
 from hillfire.storage.craq.effects import Stop
+from hillfire.storage.disks import Disk
 from hillfire.storage.lifecycle import Lifecycle
 from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Pools
-from hillfire.storage.resync import Resync
+from hillfire.storage.repairs import Counters, Repairs
+from hillfire.storage.resync import Recovery, Resync
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.base import ChunkStore, Space
-from hillfire.types import ChainId, TargetId
+from hillfire.types import ChainId, ChunkId, TargetId
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,12 @@ class Target:
         self,
         target: TargetId,
         chain: ChainId,
-        directory: Path,
+        disk: Disk,
         *,
         open_store: Callable[[Path], ChunkStore],
         peers: Peers,
         pools: Pools,
-        executor: Executor,
+        recovery: Recovery,
         routing: Callable[[], Routing],
         poke: Callable[[], None],
     ) -> None:
@@ -52,12 +53,17 @@ class Target:
         self.id = target
         self.chain = chain
         self.life = Lifecycle(target)
+        self.disk = disk
+        self.counters = Counters()
         self.shell: TargetShell | None = None
-        self._directory = directory
+        self.repairs: Repairs | None = None
+        """of the present life"""
+        self._directory = disk.place(target)
         self._open_store = open_store
         self._peers = peers
         self._pools = pools
-        self._executor = executor
+        self._executor = disk.executor
+        self._recovery = recovery
         self._routing = routing
         self._poke = poke
         self._loop = asyncio.get_running_loop()
@@ -70,7 +76,7 @@ class Target:
         """the shell of the last life, until it has let go"""
         self._tasks: set[asyncio.Task[None]] = set()
         self._space = Space(0, 0)
-        self._space_until = 0.0
+        self._looked = 0.0
         self._closing = False
 
     def __repr__(self) -> str:
@@ -219,7 +225,25 @@ class Target:
             routing=self._routing,
             stopped=self._stopped,
             poke=self._poke,
+            damaged=self.damaged,
         )
+        self.repairs = Repairs(self.shell, self.counters)
+
+    def damaged(self, chunk: ChunkId, why: str) -> None:
+        """Have a chunk repaired whose bytes failed their checksums."""
+        if self.repairs is not None:
+            self.repairs.schedule(chunk, why)
+
+    def disk_changed(self) -> None:
+        """Act on what the disk's probes say: stop while it fails, come back when it works."""
+        failure = self.disk.failure
+        if failure and self.shell is not None:
+            self.shell.fail(Error(Code.IO, f"its disk {self.disk.directory} fails: {failure}"))
+        elif not failure and self._has_room():
+            self.handle(lifecycle.Healed())
+
+    def _has_room(self) -> bool:
+        return self.life.code is not Code.NO_SPACE or not self.space.no_writes
 
     def _chain(self) -> Chain:
         return self._routing().chain(self.chain)
@@ -238,7 +262,7 @@ class Target:
         except Error as exc:
             log.warning("event=resync_without_node target=%d cause=%r", self.id, exc.strerror)
             return
-        resync = Resync(shell, effect.chain, node, self._peers)
+        resync = Resync(shell, effect.chain, node, self._peers, self._recovery)
         task = self._loop.create_task(resync.run())
         self._resync = resync, task
 
@@ -265,6 +289,9 @@ class Target:
         self.handle(lifecycle.Stopped(stop.code, stop.reason))
 
     async def _drain(self) -> None:
+        if self.repairs is not None:
+            repairs, self.repairs = self.repairs, None
+            await repairs.end()
         if self._last is not None:
             await self._last.drained()
             self._last = None
@@ -279,6 +306,8 @@ class Target:
         shell, self.shell = self.shell, None
         if shell is not None:
             shell.fail(Error(Code.NOT_SERVING, "the node is stopping"))  # answers who waits
+            if self.repairs is not None:
+                await self.repairs.end()
             await shell.drained()
         if self._store is not None:
             await self._loop.run_in_executor(self._executor, self._store.close)
@@ -286,19 +315,30 @@ class Target:
 
     # ------------------------------------------------------------------ reports
 
-    def report(self) -> pb.TargetReport:
-        """Return what the next heartbeat says of this target."""
-        if self._store is not None and self._loop.time() > self._space_until:
-            self._space_until = self._loop.time() + SPACE_S
+    @property
+    def space(self) -> Space:
+        """How full its disk is, as of a moment ago."""
+        if self._store is not None and not self.disk.failure and self._loop.time() > self._looked:
+            self._looked = self._loop.time() + SPACE_S
             try:
                 self._space = self._store.space()
             except Error as exc:
                 log.warning("event=space_unknown target=%d cause=%r", self.id, exc.strerror)
-        shell = self.shell
+        return self._space
+
+    def report(self) -> pb.TargetReport:
+        """Return what the next heartbeat says of this target."""
+        space, shell, resync = self.space, self.shell, self._resync
+        reason = self.life.reason
+        if not reason and space.no_new_chunks:
+            reason = "its disk is nearly full: it takes no new chunks"
         return pb.TargetReport(
             target=self.id,
             local=cluster_pb2.LocalState.ValueType(int(self.local)),
-            used_bytes=self._space.used_bytes,
-            capacity_bytes=self._space.capacity_bytes,
+            used_bytes=space.used_bytes,
+            capacity_bytes=space.capacity_bytes,
             chain_version=shell.replica.version if shell is not None else 0,
+            device=self.disk.device,
+            reason=reason,
+            progress=resync[0].progress() if resync is not None else None,
         )

@@ -13,7 +13,7 @@ class Threads:
 
     def __init__(self, executor: Executor) -> None:
         """Belongs to the running event loop."""
-        self._executor = executor
+        self.executor = executor
         self.loop = asyncio.get_running_loop()
         self._jobs = 0
         self._idle = asyncio.Event()
@@ -21,8 +21,7 @@ class Threads:
 
     def submit(self, work: Callable[[], object], done: Callable[[object], None]) -> None:
         """Run ``work`` in a thread, then ``done(result or exception)`` on the event loop."""
-        self._jobs += 1
-        self._idle.clear()
+        self.hold()
         finished, later = self._finished, self.loop.call_soon_threadsafe
 
         def run() -> None:
@@ -33,13 +32,22 @@ class Threads:
                 result = exc
             later(finished, done, result)
 
-        self._executor.submit(run)
+        self.executor.submit(run)
 
     def _finished(self, done: Callable[[object], None], result: object) -> None:
+        self.drop()
+        done(result)
+
+    def hold(self) -> None:
+        """Count a job that runs elsewhere as one of ours: ``idle`` waits for its ``drop``."""
+        self._jobs += 1
+        self._idle.clear()
+
+    def drop(self) -> None:
+        """End ``hold``."""
         self._jobs -= 1
         if not self._jobs:
             self._idle.set()
-        done(result)
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread and return its result.
