@@ -26,6 +26,8 @@ from hillfire.types import ChainId
 
 CALL_TIMEOUT_S = 5.0
 """Of one try of a call; the operation's deadline spans all tries."""
+MANAGER_TIMEOUT_S = 1.0
+"""Of one try where there are several managers: one that leads no more may be paused."""
 ROUTING_WAIT_MS = 500
 MAX_LAYOUTS = 1 << 16
 """Layouts kept by inode id; ids are never reused, so a layout never grows old."""
@@ -136,7 +138,8 @@ class Core:
             raw = inode.layout
             chains = tuple(ChainId(chain) for chain in raw.chains)
             layout = self._layouts[number] = Layout(raw.chunk_bytes, chains)
-        return Extent(number, inode.length, inode.epoch, layout)
+        cutting = inode.cut_epoch > inode.epoch
+        return Extent(number, inode.length, inode.epoch, layout, cutting)
 
     def stage(self, length: int) -> Part:
         """Return memory to move bytes through: of the pool, else of our own for one memcpy more.
@@ -166,7 +169,8 @@ class Core:
             return True
         request = manager_pb2.GetRoutingRequest(known_version=used, wait_ms=wait_ms)
         method = service.method("Manager", "GetRouting")
-        timeout_s = wait_ms / 1000 + CALL_TIMEOUT_S
+        patience_s = CALL_TIMEOUT_S if self.routes.managers == 1 else MANAGER_TIMEOUT_S
+        timeout_s = wait_ms / 1000 + patience_s
         call = Call(self.routes.manager(), service.encode(method, request), timeout_s)
         (outcome,) = yield Exchange([call])
         if outcome.error is not None:

@@ -34,6 +34,8 @@ class Extent(NamedTuple):
     length: int
     epoch: int
     layout: Layout
+    cutting: bool = False
+    """a truncate is under way, whose length may have been seen: writes wait for its epoch"""
 
 
 class Piece(NamedTuple):
@@ -117,7 +119,7 @@ def split(
     append = out.append
     for item, (extent, offset, part) in enumerate(entries):
         region, place, length = part
-        inode, end, _, layout = extent
+        inode, end, _, layout, _ = extent
         if (
             offset < 0
             or place < 0

@@ -134,7 +134,7 @@ def _plan_single(core: Core, entry: Entry) -> Batch | None:
     """Plan a lone read within one chunk in a few steps; None if it is not as simple as that."""
     extent, offset, part = entry
     region, place, length = part
-    inode, end, _, layout = extent
+    inode, end, _, layout, _ = extent
     index, start = divmod(offset, layout.chunk_bytes)
     if (
         offset < 0

@@ -14,7 +14,7 @@ from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
 from hillfire.client.core import CALL_TIMEOUT_S, Core
 from hillfire.client.plan import Batch, Extent, Piece
 from hillfire.client.reading import Entry, Result, Round, error_of
-from hillfire.client.retry import History, after_call, after_write
+from hillfire.client.retry import History, after_call, after_write, delay_s
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2, service, storage_pb2
 from hillfire.proto.wire.base import Part, Request
@@ -81,7 +81,10 @@ def write_batch(
 
 def _write(work: Writing, todo: list[Piece]) -> Operation[None]:
     """Write pieces of different chunks, until each is done or has failed."""
-    core = work.core
+    core, work.todo = work.core, todo
+    for item in {piece.item for piece in todo if work.extents[piece.item].cutting}:
+        yield from _new_epoch(work, item)
+    todo = work.todo
     for piece in todo:
         region, place, length = piece.part
         channel, sequence = core.channels.acquire()
@@ -185,12 +188,25 @@ def _is_stale(work: Writing, piece: Piece) -> bool:
 
 
 def _new_epoch(work: Writing, item: int) -> Operation[None]:
-    """Learn an inode's new epoch, to write after the truncate that overtook us."""
-    old = work.extents[item]
+    """Learn an inode's new epoch, to write after the truncate that overtook us.
+
+    The metadata service publishes it when all chains have been cut. Until then this asks again,
+    ever more slowly, up to the deadline: a write in that epoch would keep the cut from its chunk.
+    """
+    core, old, count = work.core, work.extents[item], 0
+    request = meta_pb2.StatRequest(inode=old.inode)
     try:
-        request = meta_pb2.StatRequest(inode=old.inode)
-        inode = yield from work.core.meta("Stat", request, work.deadline)
-        work.extents[item] = old._replace(epoch=inode.epoch)
+        while True:
+            inode = yield from core.meta("Stat", request, work.deadline)
+            if inode.epoch > old.epoch or inode.cut_epoch <= inode.epoch:
+                work.extents[item] = old._replace(epoch=inode.epoch, cutting=False)
+                return
+            count += 1
+            pause = delay_s(count)
+            if core.clock() + pause >= work.deadline:
+                text = f"a truncate of inode {old.inode} is under way and does not end"
+                raise Error(Code.TIMED_OUT, text)
+            yield Pause(pause)
     except Error as exc:
         if exc.code in (Code.NOT_FOUND, Code.STALE):
             exc = Error(Code.STALE, f"inode {old.inode} went while it was written: {exc}")

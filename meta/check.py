@@ -9,6 +9,7 @@ Invariants, each numbered in what it reports:
 5. Every directory is reached from the root.
 6. Sessions, attributes and intents belong to inodes that exist.
 7. The counters are beyond everything that was given out.
+8. A file is being cut if and only if an intent of its newest epoch says so.
 """
 
 from collections import Counter
@@ -99,3 +100,8 @@ def _check_belongings(txn: Transaction, inodes: dict[int, Inode], wrong: list[st
             owner = int.from_bytes(key[1:9], "little")
             if owner not in inodes:
                 wrong.append(f"6: {key!r} belongs to inode {owner}, which is gone")
+    cutting = {
+        (inode.id, inode.cut_epoch) for inode in inodes.values() if inode.cut_epoch > inode.epoch
+    }
+    intents = {keys.split_intent_key(key) for key, _ in txn.snapshot_range(*keys.INTENTS)}
+    wrong += [f"8: inode {number} and its intent, epoch {epoch}" for number, epoch in cutting ^ intents]

@@ -16,7 +16,7 @@ from hillfire.meta.clients import Clients
 from hillfire.meta.engine.base import Engine, Transaction
 from hillfire.meta.engine.retry import transact
 from hillfire.meta.host import Host
-from hillfire.meta.intents import Intent, chains_between
+from hillfire.meta.intents import Intent, chains_between, newest_epoch
 from hillfire.meta.keys import Range
 from hillfire.meta.ops.session import newest_orphan
 from hillfire.meta.replies import Pruner
@@ -187,7 +187,8 @@ class Collector:
                 else chains_between(inode, 0, inode.length)
             )
             if chains:
-                order = Intent(number, inode.epoch + 1, 0, layout.chunk_bytes, sequence, chains)
+                epoch = newest_epoch(inode) + 1
+                order = Intent(number, epoch, 0, layout.chunk_bytes, sequence, chains)
                 await self._storage.remove(order, STORAGE_TIMEOUT_S)
         transact(self._engine, lambda txn: self._erase(txn, sequence, number))
         self._host.inodes -= 1

@@ -9,7 +9,9 @@ from hillfire.meta.keys import (
     INTENTS,
     NEXT_SEQUENCE,
     after,
+    inode_key,
     intent_key,
+    put_inode,
     split_intent_key,
     take_number,
 )
@@ -31,6 +33,16 @@ class Intent(NamedTuple):
     chains: tuple[int, ...]
 
 
+def newest_epoch(inode: Inode) -> int:
+    """Return the epoch of a file's last truncate, whether it is under way or finished."""
+    return max(inode.epoch, inode.cut_epoch)
+
+
+def under_way(inode: Inode) -> bool:
+    """Tell whether a truncate has begun that the chains have not acknowledged."""
+    return inode.cut_epoch > inode.epoch
+
+
 def chains_between(inode: Inode, start: int, end: int) -> tuple[int, ...]:
     """Return the chains that hold bytes of ``[start, end)`` of a file, each once."""
     size, chains = inode.layout.chunk_bytes, inode.layout.chains
@@ -39,10 +51,16 @@ def chains_between(inode: Inode, start: int, end: int) -> tuple[int, ...]:
 
 
 def record(txn: Transaction, inode: Inode, length: int, end: int) -> Intent:
-    """Write the intent to cut a file, whose epoch was just raised, from ``end`` to ``length``."""
+    """Write the intent to cut a file from ``end`` to ``length``, in a new epoch.
+
+    Clients do not learn that epoch before the chains have acknowledged the cut (``publish``): one
+    that wrote in it earlier would hide the bytes beyond the cut from it, since a cut leaves alone
+    what was written in its own epoch.
+    """
+    inode.cut_epoch = newest_epoch(inode) + 1
     intent = Intent(
         inode.id,
-        inode.epoch,
+        inode.cut_epoch,
         length,
         inode.layout.chunk_bytes,
         take_number(txn, NEXT_SEQUENCE, first=FIRST_SEQUENCE),
@@ -55,8 +73,18 @@ def record(txn: Transaction, inode: Inode, length: int, end: int) -> Intent:
 
 
 def forget(txn: Transaction, intent: Intent) -> None:
-    """Remove the record of a finished truncate."""
+    """Remove the record of a truncate."""
     txn.clear(intent_key(intent.inode, intent.epoch))
+
+
+def publish(txn: Transaction, intent: Intent) -> None:
+    """Let everybody write in the epoch of a truncate that all chains have acknowledged."""
+    forget(txn, intent)
+    raw = txn.get(inode_key(intent.inode))
+    if raw is not None:
+        inode = Inode.FromString(raw)
+        inode.epoch = max(inode.epoch, intent.epoch)
+        put_inode(txn, inode)
 
 
 def unfinished(txn: Transaction, limit: int) -> list[Intent]:

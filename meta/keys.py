@@ -56,7 +56,7 @@ number that may have been given out and lost"""
 FIRST_SEQUENCE = 2
 """so that a client that has seen 1 has seen something: 0 is one that never asked"""
 FORMAT = b"Cformat"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Entry(NamedTuple):

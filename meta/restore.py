@@ -198,6 +198,7 @@ def _raise_epochs(engine: RocksEngine) -> int:
                 inode = Inode.FromString(value)
                 if inode.type == REGULAR:
                     inode.epoch += SKIPPED_EPOCHS
+                    inode.cut_epoch += SKIPPED_EPOCHS if inode.cut_epoch else 0
                     keys.put_inode(txn, inode)
             txn.commit()
         if not page:

@@ -5,6 +5,7 @@ request): a retry gets the first answer and changes nothing. An operation that n
 a plain function, which the dispatcher answers without a task.
 """
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from hillfire.meta.clients import Clients
 from hillfire.meta.engine.base import Engine, Transaction
 from hillfire.meta.engine.retry import transact
 from hillfire.meta.host import Host
-from hillfire.meta.intents import Intent
+from hillfire.meta.intents import Intent, newest_epoch, under_way
 from hillfire.meta.ops.attributes import (
     get_attribute,
     list_attributes,
@@ -95,7 +96,7 @@ class MetaService:
         self.unlink = self._writing(unlink, UnlinkReply)
         self.rename = self._writing(rename, RenameReply)
         self.set_attributes = self._writing(set_attributes, Inode)
-        self.reserve_append = self._writing(reserve_append, ReserveAppendReply)
+        self.reserve_append = self._in_turn(self._writing(reserve_append, ReserveAppendReply))
         self.set_attribute = self._writing(set_attribute, Empty)
         self.remove_attribute = self._writing(remove_attribute, Empty)
         self.open = self._cutting(open_inode)
@@ -108,7 +109,7 @@ class MetaService:
         A writer that a truncate overtook is answered once its file's length has been measured.
         """
         inode = self._settle(request, context)
-        overtaken = request.HasField("length") and request.epoch < inode.epoch
+        overtaken = request.HasField("length") and request.epoch < newest_epoch(inode)
         if overtaken and request.length > inode.length:
             return self._measured(request, inode, context.timeout_s - ANSWER_MARGIN_S)
         return self._synced(inode) if request.sync else inode
@@ -187,7 +188,9 @@ class MetaService:
     ) -> Callable[[Q, CallContext], Inode | Awaitable[Inode]]:
         """Bind an operation that may cut chunks; storage has done it before the answer.
 
-        A retry finds the answer kept, and waits for what is left to do.
+        A retry finds the answer kept, and waits for what is left to do. One file's cuts are made
+        one after another, and nobody opens it meanwhile: the length that he would see is that of
+        a truncate which has not happened everywhere.
         """
 
         def first(txn: Transaction, request: Q, host: Host) -> Inode:
@@ -196,12 +199,30 @@ class MetaService:
         writing = self._writing(first, Inode)
 
         def call(request: Q, context: CallContext) -> Inode | Awaitable[Inode]:
+            timeout_s = context.timeout_s - ANSWER_MARGIN_S
             inode = writing(request, context)
-            if not inode.epoch or not self._truncates.pending(inode.id):
-                return inode
-            return self._truncates.finish(inode, context.timeout_s - ANSWER_MARGIN_S)
+            return self._truncates.finish(inode, timeout_s) if under_way(inode) else inode
 
-        return call
+        return self._in_turn(call)
+
+    def _in_turn(
+        self, call: Callable[[Q, CallContext], A | Awaitable[A]]
+    ) -> Callable[[Q, CallContext], A | Awaitable[A]]:
+        """Let a call wait while its file is being cut."""
+
+        async def later(request: Q, context: CallContext) -> A:
+            inode: int = request.inode  # type: ignore[attr-defined]  # these requests have one
+            await self._truncates.in_turn(inode, context.timeout_s - ANSWER_MARGIN_S)
+            answer = call(request, context)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        def now(request: Q, context: CallContext) -> A | Awaitable[A]:
+            inode: int = request.inode  # type: ignore[attr-defined]
+            if self._lease_valid() and self._truncates.under_way(inode) is not None:
+                return later(request, context)
+            return call(request, context)
+
+        return now
 
     def _admit(self, request: Message) -> Caller:
         """Check the lease, and count the client as alive."""

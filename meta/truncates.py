@@ -12,8 +12,8 @@ from hillfire.errors import Code, Error
 from hillfire.meta import intents
 from hillfire.meta.engine.base import Engine, Transaction
 from hillfire.meta.engine.retry import transact
-from hillfire.meta.intents import Intent
-from hillfire.meta.keys import put_inode
+from hillfire.meta.intents import Intent, newest_epoch
+from hillfire.meta.keys import inode_key, put_inode
 from hillfire.meta.storage_client import StorageClient
 from hillfire.meta.walk import load
 from hillfire.proto.meta_pb2 import Inode
@@ -21,7 +21,7 @@ from hillfire.proto.meta_pb2 import Inode
 log = logging.getLogger(__name__)
 
 MEASURES = 4
-"""Cuts that may overtake one measuring of a file."""
+"""Cuts that may overtake one measuring of a file, or one that waits for its turn."""
 
 
 class Truncates:
@@ -45,7 +45,7 @@ class Truncates:
         return transact(self._engine, lambda txn: intents.unfinished(txn, limit))
 
     async def finish(self, inode: Inode, timeout_s: float) -> Inode:
-        """Carry out everything up to the epoch of ``inode``, and return it.
+        """Carry out and publish everything up to the newest epoch of ``inode``, and return it.
 
         Raises:
             Error: what storage failed with last; the rest stays recorded.
@@ -55,9 +55,9 @@ class Truncates:
         try:
             async with lock:
                 for intent in self.pending(inode.id):
-                    if intent.epoch <= inode.epoch:
+                    if intent.epoch <= newest_epoch(inode):
                         await self._storage.truncate(intent, timeout_s)
-                        transact(self._engine, partial(intents.forget, intent=intent))
+                        transact(self._engine, partial(intents.publish, intent=intent))
         except BaseException:
             self.left = True
             raise
@@ -67,7 +67,27 @@ class Truncates:
                 del self._locks[inode.id]
             else:
                 self._locks[inode.id] = lock, users - 1
+        inode.epoch = newest_epoch(inode)
         return inode
+
+    def under_way(self, inode: int) -> Inode | None:
+        """Return a file that is being cut, None if it is not."""
+        raw = transact(self._engine, lambda txn: txn.snapshot_get(inode_key(inode)))
+        found = None if raw is None else Inode.FromString(raw)
+        return found if found is not None and intents.under_way(found) else None
+
+    async def in_turn(self, inode: int, timeout_s: float) -> None:
+        """Wait until a file is not being cut: what would show its new length has to.
+
+        Raises:
+            Error: what storage failed with last; CONFLICT when cuts follow one another.
+        """
+        for _ in range(MEASURES):
+            found = self.under_way(inode)
+            if found is None:
+                return
+            await self.finish(found, timeout_s)
+        raise Error(Code.CONFLICT, f"inode {inode} is being cut over and over")
 
     async def measure(self, inode: Inode, limit: int, now_ns: int, timeout_s: float) -> Inode:
         """Give a file the length that its chunks have, up to ``limit``, if that is longer.
@@ -87,7 +107,7 @@ class Truncates:
             then = inode
             change = partial(lengthen, then=then, length=min(length, limit), now_ns=now_ns)
             inode = transact(self._engine, change)
-            if inode.epoch == then.epoch:
+            if newest_epoch(inode) == newest_epoch(then):
                 return inode
         raise Error(Code.CONFLICT, f"inode {inode.id} is being cut over and over")
 
@@ -99,7 +119,7 @@ def lengthen(txn: Transaction, then: Inode, length: int, now_ns: int) -> Inode:
         Error: STALE when it is gone.
     """
     inode = load(txn, then.id)
-    if inode.epoch == then.epoch and length > inode.length:
+    if newest_epoch(inode) == newest_epoch(then) and length > inode.length:
         log.info("event=length_repaired inode=%d from=%d to=%d", inode.id, inode.length, length)
         inode.length = length
         inode.mtime_ns = inode.ctime_ns = now_ns

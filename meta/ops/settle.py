@@ -4,6 +4,7 @@ from hillfire.errors import Code, Error
 from hillfire.meta import access
 from hillfire.meta.engine.base import Transaction
 from hillfire.meta.host import Host
+from hillfire.meta.intents import newest_epoch
 from hillfire.meta.keys import put_inode
 from hillfire.meta.tree import close_one
 from hillfire.meta.walk import load
@@ -25,7 +26,7 @@ def settle(txn: Transaction, request: SettleRequest, host: Host) -> Inode:
             return inode  # fsync of a directory
         raise Error(Code.INVALID, f"inode {inode.id} is no regular file")
     written = False
-    if request.HasField("length") and request.epoch >= inode.epoch:
+    if request.HasField("length") and request.epoch >= newest_epoch(inode):
         if request.length > inode.layout.chunk_bytes << 32:
             raise Error(Code.TOO_LARGE, f"a length of {request.length} is beyond its chunks")
         if request.length > inode.length:

@@ -1,7 +1,8 @@
 """Truncate, first half: the length, the epoch and the intent. Storage follows (``truncates.py``).
 
-Growing is metadata only: what was never written reads as zeros. Cutting raises the epoch, so that
-a writer from before cannot bring the old length back, and records which chains must cut chunks.
+Growing is metadata only: what was never written reads as zeros. Cutting begins a new epoch, so that
+a writer from before cannot bring the old length back, and records which chains must cut chunks;
+the epoch is published when they have.
 """
 
 from hillfire.errors import Code, Error
@@ -41,7 +42,6 @@ def cut(txn: Transaction, inode: Inode, length: int, caller: Caller, host: Host)
     access.drop_ids_on_write(inode, caller)
     intent = None
     if end > length:
-        inode.epoch += 1
         intent = intents.record(txn, inode, length, end)
     put_inode(txn, inode)
     return intent

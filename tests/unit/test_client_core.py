@@ -1,5 +1,6 @@
 """The client's operations against a scripted world. Budget: 10 s."""
 
+import itertools
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -114,6 +115,54 @@ def test_a_truncate_that_overtakes_a_write() -> None:
     world.inodes[5].epoch = 3
     world.fault = lambda node, item: Code.STALE_EPOCH if item.epoch < 3 else None
     assert world.run(writing.write_batch(world.core, [(extent, 0, part(b"abc"))])) == [3]
+
+
+def test_a_write_waits_for_the_end_of_a_truncate_that_overtook_it() -> None:
+    """It may not write in the new epoch before that is published: the cut would miss the chunk."""
+    world = World()
+    extent = world.core.extent(world.inode(5, 10))
+    world.inodes[5].cut_epoch = 1
+    asked: list[float] = []
+
+    def stat(request: Any) -> Any:
+        asked.append(world.now)
+        if len(asked) == 6:
+            world.inodes[5].epoch = 1
+        return world.copy(5)
+
+    world.stat = stat  # type: ignore[method-assign]
+    world.fault = lambda node, item: Code.STALE_EPOCH if item.epoch < 1 else None
+    assert world.run(writing.write_batch(world.core, [(extent, 0, part(b"abc"))])) == [3]
+    epochs = [item.epoch for _, item in world.seen if isinstance(item, WriteItem)]
+    assert epochs == [0, 1]
+    waits = [after - before for before, after in itertools.pairwise(asked)]
+    assert waits == sorted(waits) and waits[0] < 0.01, "ever more slowly"
+
+
+def test_who_saw_the_length_of_an_unfinished_truncate_writes_after_it() -> None:
+    world = World()
+    world.inode(5, 0)
+    world.inodes[5].cut_epoch = 1
+    extent = world.core.extent(world.copy(5))
+    world.stat = lambda request: finished(world)  # type: ignore[method-assign]
+    assert world.run(writing.write_batch(world.core, [(extent, 0, part(b"abc"))])) == [3]
+    assert [item.epoch for _, item in world.seen if isinstance(item, WriteItem)] == [1]
+
+
+def finished(world: World) -> Any:
+    world.inodes[5].epoch = 1
+    return world.copy(5)
+
+
+def test_a_truncate_that_never_ends_fails_the_write_at_its_deadline() -> None:
+    world = World()
+    world.inode(5, 10)
+    world.inodes[5].cut_epoch = 1
+    extent, began = world.core.extent(world.copy(5)), world.now
+    (result,) = world.run(writing.write_batch(world.core, [(extent, 0, part(b"abc"))]))
+    assert isinstance(result, Error) and result.code is Code.TIMED_OUT
+    assert "truncate" in str(result) and 55 < world.now - began <= 60
+    assert world.core.channels.acquire()[0] == 1, "its channel was not lost"
 
 
 def test_bad_entries_do_not_disturb_good_ones() -> None:

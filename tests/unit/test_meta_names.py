@@ -329,6 +329,9 @@ DAMAGE: dict[str, Any] = {
     "5": lambda txn: keys.put_inode(txn, pb.Inode(id=2, type=pb.DIRECTORY, links=3, parent=4)),
     "6": lambda txn: txn.set(keys.attribute_key(77, b"user.x"), b""),
     "7": lambda txn: txn.clear(keys.NEXT_INODE),
+    "8": lambda txn: keys.put_inode(
+        txn, pb.Inode(id=3, type=pb.REGULAR, links=1, epoch=1, cut_epoch=2)
+    ),
 }
 
 
