@@ -12,6 +12,7 @@ from typing import TypeAlias
 from hillfire.client.actions import Call, Outcome
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
+from hillfire.proto.discovery import addresses
 from hillfire.proto.wire.blocking import BlockingConnection
 from hillfire.proto.wire.pick import connect_blocking
 
@@ -27,15 +28,12 @@ Started: TypeAlias = tuple[Endpoint, BlockingConnection | None, int, float, Erro
 
 
 def manager_endpoint(address: str) -> Endpoint:
-    """Return the endpoint of a manager of which only the address is known.
+    """Return the endpoint of a manager, or of several (with commas), known by address only.
 
     Raises:
         Error: CONFIGURATION if it is not ``host:port``.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise Error(Code.CONFIGURATION, f"address {address!r} is not host:port of a manager")
-    return Endpoint(grpc="", tcp=address, shm="", host="")
+    return Endpoint(grpc="", tcp=",".join(addresses(address)), shm="", host="")
 
 
 def allowed(transport: str | None, endpoint: Endpoint) -> str | None:

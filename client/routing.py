@@ -4,6 +4,8 @@ Pure: time is passed in. Chains are prepared once a routing version or a change 
 once an I/O.
 """
 
+from dataclasses import replace
+
 from hillfire.client.plan import Line, make_lines
 from hillfire.cluster import Endpoint, Node, NodeKind, Routing
 from hillfire.errors import Code, Error
@@ -16,10 +18,13 @@ class RoutingCache:
     """The newest routing seen, and what follows from it."""
 
     def __init__(self, manager: Endpoint, host: str) -> None:
-        """Take where the user said the ``manager`` is, and the id of this ``host``."""
+        """Take where the user said the ``manager`` is, and the id of this ``host``.
+
+        Of several managers, one of which leads, the endpoint lists the addresses with commas.
+        """
         self.routing: Routing | None = None
         self.lines: dict[int, Line] = {}
-        self._manager = manager
+        self._managers = [replace(manager, tcp=each) for each in manager.tcp.split(",")]
         self._host = host
         self._suspects: dict[int, float] = {}
         self._turn = 0
@@ -31,9 +36,16 @@ class RoutingCache:
 
     def manager(self) -> Endpoint:
         """Return the manager's endpoint: what routing says and what the user said, in turn."""
-        self._turn += 1
         known = self.routing.manager if self.routing else None
-        return known if known is not None and known.tcp and self._turn % 2 else self._manager
+        candidates = [known] if known is not None and known.tcp else []
+        candidates += self._managers
+        self._turn += 1
+        return candidates[(self._turn - 1) % len(candidates)]
+
+    @property
+    def managers(self) -> int:
+        """How many addresses of managers the user named."""
+        return len(self._managers)
 
     def meta(self) -> Node:
         """Return the metadata service.

@@ -10,8 +10,12 @@ from hillfire.errors import Code, Error
 class Directory:
     """The directory, locked as long as this object is open."""
 
-    def __init__(self, path: Path, service: str = "metadata service") -> None:
+    def __init__(
+        self, path: Path, service: str = "metadata service", *, shared: bool = False
+    ) -> None:
         """Make it if it is missing, and take the lock; ``service`` is for messages.
+
+        ``shared``: others of its kind may use it too, but nobody who wants it for himself.
 
         Raises:
             Error: BUSY when another process has it, IO.
@@ -23,7 +27,8 @@ class Directory:
         except OSError as error:
             raise Error(Code.IO, f"cannot use {path} for the {service}: {error}") from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
         except OSError as error:
             self.close()
             text = f"another {service} runs in {path}: stop it first, or use another directory"

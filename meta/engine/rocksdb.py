@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from rocksdict import (
+    AccessType,
     BlockBasedOptions,
     Cache,
     Options,
@@ -129,6 +130,24 @@ class RocksEngine(Engine):
                 self._db.write(batch)
         except Exception as error:
             raise _translated(error, self._directory) from error
+
+
+def read_pairs(directory: Path) -> Iterator[Pair]:
+    """Read a database that another process may have open, as it is now, without a lock.
+
+    Raises:
+        Error: CORRUPT, IO; also when that process rewrites it meanwhile: then try again.
+    """
+    try:
+        database = Rdict(str(directory), _options(), access_type=AccessType.read_only(False))
+    except Exception as error:
+        raise _translated(error, directory) from error
+    try:
+        yield from cast(Iterator[Pair], database.items())
+    except Exception as error:
+        raise _translated(error, directory) from error
+    finally:
+        database.close()
 
 
 def _options() -> Options:

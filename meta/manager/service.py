@@ -62,6 +62,7 @@ class ManagerService:
         self._news = asyncio.Event()
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._trouble: Error | None = None
         self._woken = False
         self._closed = False
 
@@ -80,8 +81,8 @@ class ManagerService:
         """
         self.do(ev.Announced(self._clock.boot_ns(), endpoint))
         await self.saved()
-        if self.core.ended is not None:
-            raise Error(self.core.ended.code, self.core.ended.text)
+        if self.routing.manager != endpoint:
+            raise self._trouble or Error(Code.INTERNAL, "the manager could not begin: see its log")
 
     async def saved(self) -> None:
         """Wait until nothing is on its way to the disk or being planned."""
@@ -95,11 +96,16 @@ class ManagerService:
             self.do(ev.Tick(self._clock.boot_ns()))
 
     async def watch(self) -> None:
-        """Tick until cancelled."""
+        """Tick until this manager can lead no more, or until cancelled.
+
+        Raises:
+            Error: why it can lead no more.
+        """
         tick_s = self.core.settings.tick_ns / NS_PER_S
-        while True:
-            await asyncio.sleep(tick_s)
+        while not await happens(self.failed, tick_s):
             self.tick()
+        ended = self.core.ended
+        raise Error(ended.code, ended.text) if ended else Error(Code.INTERNAL, "see the log")
 
     def led(self, until_ns: int) -> None:
         """Take note that this manager leads until then."""
@@ -276,6 +282,7 @@ class ManagerService:
         try:
             await self._store.save(effect.routing, effect.decisions)
         except Error as error:
+            self._trouble = error
             event: ev.Event = ev.StoreFailed(
                 self._clock.boot_ns(), effect.save, error.code, str(error.strerror)
             )
@@ -296,16 +303,15 @@ class ManagerService:
 
     async def _ask(self, event: Any, context: CallContext) -> ev.Done | ev.Registration | ev.Beat:
         """Hand a request in and wait until the machine answers it."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ev.Done | ev.Registration | ev.Beat]
+        future = asyncio.get_running_loop().create_future()
         self._asking[event.request] = future
         try:
             answer = self.do(event)
             if answer is not None:
                 return answer
             async with asyncio.timeout(context.timeout_s * ANSWER_MARGIN):
-                answer = await future
-            assert answer is not None
-            return answer
+                return await future
         except TimeoutError as error:
             if isinstance(error, Error):
                 raise

@@ -65,7 +65,7 @@ def _check_reachable(listen: str, grpc_listen: str, manager: str | None = None) 
                 f"{name} = {_toml(value)} cannot be published: name the address at which other "
                 "hosts reach this one",
             )
-        if _is_loopback(host) and not _is_loopback(_host(others)):
+        if _is_loopback(host) and not all(_is_loopback(_host(o)) for o in others.split(",")):
             raise Error(
                 Code.CONFIGURATION,
                 f"{name} = {_toml(value)} is reached from this host only, but the manager's "
@@ -91,7 +91,8 @@ class ManagerConfig:
     directory: Annotated[
         Path,
         Example("/var/lib/hillfire/manager"),
-        "Where it keeps its database. Created if missing; belongs to one cluster for good.",
+        "Where it keeps its database. Created if missing; belongs to one cluster for good. Others "
+        "that are started over the same directory stand by and take over.",
     ]
     listen: Annotated[
         str,
@@ -146,7 +147,11 @@ class MetaConfig:
         Example("/var/lib/hillfire/meta"),
         "Where it keeps its database. Created if missing; belongs to one cluster for good.",
     ]
-    manager: Annotated[str, Example("127.0.0.1:9700"), "The manager's address: its `listen`."]
+    manager: Annotated[
+        str,
+        Example("127.0.0.1:9700"),
+        "The manager's address: its `listen`; of several, all with commas.",
+    ]
     listen: Annotated[str, "Address of the wire, host:port. Port 0: any free one."] = "127.0.0.1:0"
     grpc_listen: Annotated[str, "Address of gRPC, host:port. Port 0: any free one."] = "127.0.0.1:0"
     engine: Annotated[
@@ -194,7 +199,11 @@ class StorageConfig:
         Example("/var/lib/hillfire/storage-101"),
         "Where it keeps its targets. Created if missing; belongs to one cluster for good.",
     ]
-    manager: Annotated[str, Example("127.0.0.1:9700"), "The manager's address: its `listen`."]
+    manager: Annotated[
+        str,
+        Example("127.0.0.1:9700"),
+        "The manager's address: its `listen`; of several, all with commas.",
+    ]
     listen: Annotated[str, "Address of the wire, host:port. Port 0: any free one."] = "127.0.0.1:0"
     grpc_listen: Annotated[str, "Address of gRPC, host:port. Port 0: any free one."] = "127.0.0.1:0"
     pool_bytes: Annotated[
@@ -277,7 +286,11 @@ class StorageConfig:
 class MountConfig:
     """A mount of the file system."""
 
-    address: Annotated[str, Example("127.0.0.1:9700"), "The cluster's address: its manager's."]
+    address: Annotated[
+        str,
+        Example("127.0.0.1:9700"),
+        "The cluster's address: its manager's; of several, all with commas.",
+    ]
     mountpoint: Annotated[Path, Example("/mnt/hillfire"), "An existing, empty directory."]
     transport: Annotated[
         str | None,

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from hillfire.cli.report import report
-from hillfire.cluster import Endpoint
 from hillfire.config import format_size
 from hillfire.errors import Code, Error
 from hillfire.local.control import ask
 from hillfire.local.directory import ClusterDirectory, last_cluster_path, last_directory
 from hillfire.meta.ops.stat_file_system import stat_file_system
 from hillfire.proto.convert import routing_from_message
+from hillfire.proto.discovery import connect_leader
 from hillfire.proto.manager_pb2 import GetRoutingRequest
 from hillfire.proto.service import decode, encode, method
 from hillfire.proto.wire.base import BlockingConnection
-from hillfire.proto.wire.pick import connect_blocking
 
 CALL_TIMEOUT_S = 5.0
 WATCH_MS = 2000
@@ -55,9 +54,8 @@ def connect_manager(address: str) -> BlockingConnection:
     Raises:
         Error: what the connection failed with, in words of what to do.
     """
-    endpoint = Endpoint(grpc="", tcp=address, shm="", host="")
     try:
-        return connect_blocking(endpoint, CALL_TIMEOUT_S, transport="tcp")
+        return connect_leader(address, CALL_TIMEOUT_S)
     except Error as error:
         raise Error(
             error.code,
