@@ -173,7 +173,8 @@ class Sync:
         self.chain_version = chain_version
         self.progress = Progress(total_chunks, total_bytes)
         self.finished = False
-        self._in_flight = in_flight
+        self.in_flight = in_flight
+        """batches on their way at once; may be changed at any time"""
         self._on_rule = on_rule
         self._after = b""
         self._page: Listed | None = None
@@ -289,7 +290,7 @@ class Sync:
     # ------------------------------------------------------------------ what comes next
 
     def _go(self) -> None:
-        while self._queue and len(self._flying) < self._in_flight and not self._refusing:
+        while self._queue and len(self._flying) < self.in_flight and not self._refusing:
             self._send()
         if self._again and not self._flying and not self._queue:
             self._wait()

@@ -18,6 +18,7 @@ T = TypeVar("T", bound=tuple[object, ...])
 READ = 1
 WRITE = 2
 FORWARD = 3
+FETCH = 4
 
 
 class Kind(IntEnum):
@@ -31,7 +32,14 @@ class Kind(IntEnum):
     REPLACE = 4
     """The whole chunk as it is on the predecessor (FORWARD only): recovery's transfer."""
     CLONE = 5
-    """The committed image of another chunk of the same chain, which is named; no payload."""
+    """Becomes what another chunk of the chain is; no payload."""
+    LOST = 6
+    """A chunk of which no good copy is left (FORWARD only): ``length`` and ``checksum`` are its
+    image's, no payload."""
+
+
+NO_CHUNK = ChunkId(bytes(16))
+"""The source of whatever is no CLONE."""
 
 
 class ReadItem(NamedTuple):
@@ -80,6 +88,8 @@ class WriteItem(NamedTuple):
     client: int
     channel: int
     sequence: int
+    source: ChunkId = NO_CHUNK
+    """CLONE: the chunk to copy, of the same chain"""
 
 
 class WriteResult(NamedTuple):
@@ -112,6 +122,35 @@ class ForwardItem(NamedTuple):
     """of the chunk afterwards"""
     post_checksum: int
     """of the whole chunk afterwards: CRC32C over the CRC32Cs of its 64 KiB grains"""
+    source: ChunkId = NO_CHUNK
+    source_version: int = 0
+    """CLONE: of the source, which does not change meanwhile"""
+
+
+class FetchItem(NamedTuple):
+    """A chunk that a target wants from another, whole, into the request's part."""
+
+    chunk: ChunkId
+    chain: int
+    chain_version: int
+
+
+class FetchResult(NamedTuple):
+    """A committed chunk's record, and the CRC32C of its bytes; TOO_LARGE for the part: the record.
+
+    An absent chunk is version 0, OK.
+    """
+
+    code: int
+    removed: int
+    version: int
+    length: int
+    checksum: int
+    payload_checksum: int
+    epoch: int
+    client: int
+    channel: int
+    sequence: int
 
 
 class Codec(Generic[T]):
@@ -151,6 +190,8 @@ class Codec(Generic[T]):
 
 READ_ITEMS = Codec("<16sIIII", ReadItem._make, "ReadItem")
 READ_RESULTS = Codec("<HxxIIQ", ReadResult._make, "ReadResult")
-WRITE_ITEMS = Codec("<16sIIIIIIIIQIQ", WriteItem._make, "WriteItem")
+WRITE_ITEMS = Codec("<16sIIIIIIIIQIQ16s", WriteItem._make, "WriteItem")
 WRITE_RESULTS = Codec("<HxxQII", WriteResult._make, "WriteResult")
-FORWARD_ITEMS = Codec("<16sIIIIIIIIQIQQII", ForwardItem._make, "ForwardItem")
+FORWARD_ITEMS = Codec("<16sIIIIIIIIQIQQII16sQ", ForwardItem._make, "ForwardItem")
+FETCH_ITEMS = Codec("<16sII", FetchItem._make, "FetchItem")
+FETCH_RESULTS = Codec("<HBxQIIIIQIQ", FetchResult._make, "FetchResult")

@@ -4,8 +4,10 @@ from hillfire.storage.craq.effects import (
     Commit,
     Discard,
     Effect,
+    Fetch,
     Finish,
     Forward,
+    Lost,
     Prepare,
     Replies,
     Reply,
@@ -21,7 +23,8 @@ class Batch:
     """Collects operations by what shall be done with them."""
 
     __slots__ = (
-        "answers", "commit", "discard", "finish", "forward", "prepare", "retry", "stop", "transfer"
+        "answers", "commit", "discard", "fetch", "finish", "forward", "lost", "prepare", "retry",
+        "stop", "transfer",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -30,7 +33,9 @@ class Batch:
         self.prepare: list[Operation] = []
         self.forward: list[tuple[Operation, int]] = []
         self.transfer: list[tuple[Operation, int]] = []
+        self.fetch: dict[TargetId, list[tuple[Operation, int]]] = {}
         self.commit: list[Operation] = []
+        self.lost: list[ChunkId] = []
         self.answers: list[Reply] = []
         self.finish: list[Operation] = []
         self.retry = False
@@ -48,8 +53,12 @@ class Batch:
                 made.append(Forward(successor, chain_version, self.forward))
             if self.transfer and successor is not None:
                 made.append(Transfer(successor, chain_version, self.transfer))
+            if self.fetch:
+                made += [Fetch(t, chain_version, each) for t, each in self.fetch.items()]
             if self.commit:
                 made.append(Commit(self.commit, chain_version))
+        if self.lost:
+            made.append(Lost(self.lost))
         if self.answers:
             made.append(Replies(self.answers))
         if self.finish:

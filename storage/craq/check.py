@@ -28,13 +28,19 @@ def check(replica: Replica) -> None:
             _fail(replica, 2, f"{len(line)} wait for the free lock of {chunk.hex()}")
     for tag, operation in replica.channels.flying.items():
         # I3: what a retry may join is really here. Source: design.md 5.5.
-        queue = replica.waiting.get(operation.chunk)
-        waits = queue is not None and operation in queue
-        if replica.holders.get(operation.chunk) is not operation and not waits:
+        if not _here(replica, operation) and not (
+            operation.partner is not None and _here(replica, operation.partner)
+        ):
             _fail(replica, 3, f"{tag} is in flight and nowhere")
     # I4: a stopped target keeps nobody waiting. Source: design.md 5, Leases.
     if replica.stopped is not None and (replica.holders or replica.waiting):
         _fail(replica, 4, "stopped, yet locks are held")
+
+
+def _here(replica: Replica, operation: Operation) -> bool:
+    if replica.holders.get(operation.chunk) is operation:
+        return True
+    return operation in replica.waiting.get(operation.chunk, ())
 
 
 def _operation(replica: Replica, operation: Operation) -> None:
@@ -58,6 +64,17 @@ def _operation(replica: Replica, operation: Operation) -> None:
         committed = replica.committed(operation.chunk)
         if operation.version != committed + 1:
             _fail(replica, 9, f"{operation} is pending on committed {committed}")
+    # I10: a source is held for a clone that is under way, which has both locks once it is past
+    # LOCKED. Source: design.md 6; deadlock freedom.
+    if operation.kind == Kind.HOLD and operation.partner is None:
+        _fail(replica, 10, f"{operation} holds a source for nobody")
+    partner = operation.partner
+    begun = operation.kind == Kind.CLONE and operation.stage > Stage.LOCKED
+    if begun and partner is not None and replica.holders.get(partner.chunk) is not partner:
+        _fail(replica, 10, f"{operation} does not hold its source")
+    # I11: who stands still with a lock in hand waits for a repair or a second lock.
+    if operation.stage == Stage.LOCKED and operation.repair is None and partner is None:
+        _fail(replica, 11, f"{operation} waits for nothing")
 
 
 def _fail(replica: Replica, number: int, text: str) -> None:

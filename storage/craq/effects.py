@@ -1,7 +1,7 @@
 """What a replica wants done. Effects of one event are carried out in their order.
 
-Carrying ``Prepare``, ``Forward``, ``Transfer``, ``Commit`` and ``RetryLater`` out yields an event
-each; the others yield none.
+Carrying ``Prepare``, ``Forward``, ``Transfer``, ``Fetch``, ``Commit`` and ``RetryLater`` out yields
+an event each; the others yield none.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,29 @@ class Forward(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """Send whole chunks as they are committed here (REPLACE, or REMOVE); then ``Forwarded``."""
+    """Send whole chunks as they are committed here (REPLACE, or REMOVE); then ``Forwarded``.
+
+    An operation that is ``lost`` is sent as LOST, without bytes. Chunks that turn out to be
+    damaged are not sent but handed in as ``Unreadable``.
+    """
 
     target: TargetId
     chain_version: int
     operations: Sequence[tuple[Operation, int]]
+
+
+class Fetch(NamedTuple):
+    """Ask a target for its committed copies of these operations' chunks; then ``Fetched``."""
+
+    target: TargetId
+    chain_version: int
+    operations: Sequence[tuple[Operation, int]]
+
+
+class Lost(NamedTuple):
+    """No good copy of these chunks is left in the chain: say so loudly."""
+
+    chunks: Sequence[ChunkId]
 
 
 class Commit(NamedTuple):
@@ -82,4 +100,16 @@ class Stop(NamedTuple):
     story: str
 
 
-Effect = Prepare | Forward | Transfer | Commit | Discard | Replies | Finish | RetryLater | Stop
+Effect = (
+    Prepare
+    | Forward
+    | Transfer
+    | Fetch
+    | Commit
+    | Discard
+    | Lost
+    | Replies
+    | Finish
+    | RetryLater
+    | Stop
+)

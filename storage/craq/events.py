@@ -39,6 +39,8 @@ class ClientUpdate(Protocol):
     def channel(self) -> int: ...  # noqa: D102
     @property
     def sequence(self) -> int: ...  # noqa: D102
+    @property
+    def source(self) -> ChunkId: ...  # noqa: D102
 
 
 class ForwardedUpdate(ClientUpdate, Protocol):
@@ -50,6 +52,8 @@ class ForwardedUpdate(ClientUpdate, Protocol):
     def post_length(self) -> int: ...  # noqa: D102
     @property
     def post_checksum(self) -> int: ...  # noqa: D102
+    @property
+    def source_version(self) -> int: ...  # noqa: D102
 
 
 class Outcome(NamedTuple):
@@ -96,6 +100,41 @@ class Committed(NamedTuple):
     """The store finished a ``Commit``."""
 
     operations: Sequence[Operation]
+
+
+class Unreadable(NamedTuple):
+    """Chunks that a ``Transfer`` named fail their checksum here: it was not sent for these."""
+
+    operations: Sequence[tuple[Operation, int]]
+
+
+class Copy(NamedTuple):
+    """Another target's committed copy of a chunk, verified there as it was read."""
+
+    version: int
+    length: int
+    checksum: int
+    """of the image, as in its record"""
+    payload_checksum: int
+    """CRC32C of the bytes"""
+    payload: object
+    tag: Tag = Tag(0, 0, 0)
+    epoch: int = 0
+    removed: bool = False
+
+
+class Fetched(NamedTuple):
+    """A target answered a ``Fetch``: a copy an operation, or the code of what befell it."""
+
+    outcomes: Sequence[tuple[Operation, int, Copy | int]]
+
+
+class RepairArrived(NamedTuple):
+    """A read or the scrubber found these chunks damaged here, or older than elsewhere."""
+
+    request: int
+    chain_version: int
+    chunks: Sequence[ChunkId]
 
 
 class StoreFailed(NamedTuple):
@@ -148,6 +187,9 @@ Event = (
     | Prepared
     | Forwarded
     | Committed
+    | Unreadable
+    | Fetched
+    | RepairArrived
     | StoreFailed
     | RoutingChanged
     | RetryDue

@@ -19,16 +19,24 @@ class Kind(IntEnum):
     TRUNCATE = 2
     REMOVE = 3
     REPLACE = 4
+    CLONE = 5
+    LOST = 6
+    REPAIR = 100
+    """Internal: make our own copy good again, nothing changes elsewhere."""
+    HOLD = 101
+    """Internal: keeps a clone's source as it is."""
 
 
 class Stage(IntEnum):
     """How far an operation is on this target."""
 
     QUEUED = 0
-    PREPARING = 1
-    PENDING = 2
-    COMMITTING = 3
-    COMMITTED = 4
+    LOCKED = 1
+    """holds the lock and waits for what it needs besides: a second lock, or a repair"""
+    PREPARING = 2
+    PENDING = 3
+    COMMITTING = 4
+    COMMITTED = 5
 
 
 class Link(IntEnum):
@@ -63,7 +71,9 @@ class Operation:
         "length",
         "link",
         "offset",
+        "partner",
         "payload",
+        "repair",
         "stage",
         "tag",
         "version",
@@ -110,6 +120,25 @@ class Operation:
         """a serving successor may have committed it: no reader may be shown what was before"""
         self.waiters: list[tuple[int, int]] = []
         """(request, index of the item) of all who wait for the outcome"""
+        self.partner: Operation | None = None
+        """CLONE: what holds its source, as ``version`` of it; HOLD: the clone"""
+        self.repair: Operation | None = None
+        """what makes the bytes good that this operation found damaged (``repair.Repair``)"""
+
+    @property
+    def source(self) -> ChunkId | None:
+        """The chunk that a CLONE copies."""
+        return self.partner.chunk if self.partner is not None else None
+
+    @property
+    def source_version(self) -> int:
+        """The version of its source that a CLONE copies."""
+        return self.partner.version if self.partner is not None else 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether no good copy of the chunk's bytes was found: a Transfer says so (LOST)."""
+        return self.repair is not None and self.repair.link == Link.WANTED
 
     def __repr__(self) -> str:
         """Tell which update it is and where it stands."""
