@@ -8,9 +8,8 @@ from hillfire.layout import MAX_CHUNK_BYTES
 from hillfire.proto import cluster_pb2
 from hillfire.proto import storage_pb2 as pb
 from hillfire.proto.dispatch import CallContext
-from hillfire.proto.wire.chunks import Kind, WriteItem
+from hillfire.storage import cuts
 from hillfire.storage.craq import events
-from hillfire.storage.craq.channels import INTERNAL
 from hillfire.storage.dataplane import DataPlane
 from hillfire.storage.scrub import Scrubber
 from hillfire.storage.shell import TargetShell
@@ -54,12 +53,9 @@ class StorageService:
         shell = self._serving(request.chain, request.chain_version)
         _check_chunk_bytes(request.chunk_bytes)
         inode = InodeId(request.inode)
+        pending = cuts.under_way(shell.replica.holders, inode)
         found = await shell.threads.call(lambda: shell.store.scan_inode(inode))
-        items = []
-        for chunk, meta in found:
-            item = _cut(chunk, meta, request)
-            if item is not None:
-                items.append(item)
+        items = cuts.cuts(found, pending, request)
         for start in range(0, len(items), TRUNCATE_BATCH):
             part = items[start : start + TRUNCATE_BATCH]
             results = await self._data.update(
@@ -211,19 +207,3 @@ def _chunk(name: bytes) -> ChunkId:
     if len(name) != CHUNK_ID_BYTES:
         raise Error(Code.INVALID, f"a chunk's id of {len(name)} bytes")
     return ChunkId(name)
-
-
-def _cut(chunk: ChunkId, meta: ChunkMeta, request: pb.TruncateChunksRequest) -> WriteItem | None:
-    """Return the update that a chunk needs, None if it may stay as it is."""
-    index = split_chunk_id(chunk)[1]
-    left = request.length - index * request.chunk_bytes
-    if request.remove or left <= 0:
-        kind, length = Kind.REMOVE, 0
-    elif left < meta.length:
-        kind, length = Kind.TRUNCATE, left
-    else:
-        return None
-    return WriteItem(
-        chunk, request.chain, request.chain_version, kind, 0, length, 0, request.epoch,
-        request.chunk_bytes, INTERNAL, index, request.sequence,
-    )  # fmt: skip
