@@ -4,11 +4,11 @@ import asyncio
 import fcntl
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Awaitable, Sequence
 from functools import partial
 
+from hillfire.clock import wall_ns
 from hillfire.cluster import Endpoint, NodeKind, Routing
 from hillfire.config import StorageConfig
 from hillfire.errors import Code, Error
@@ -110,7 +110,7 @@ class StorageServer:
                 Endpoint(
                     self._grpc.address, self._wire.tcp_address, self._wire.shm_path, host_id()
                 ),
-                secrets.randbits(63),
+                wall_ns(),  # grows with each start
                 cluster,
                 self._report,
                 self._routing_changed,
