@@ -17,7 +17,7 @@ from typing import NamedTuple
 NS_PER_S = 1_000_000_000
 WINDOW_NS = 500_000_000
 """Over so long it is measured how busy a node is."""
-IDLE = 0.02
+IDLE = 0.01
 """Less busy than that counts as idle: a mount that looks around must not slow a resync down."""
 MAX_WORK_NS = 2 * NS_PER_S
 """A batch that took longer counts as this long: one stall must not bring about a long rest."""
@@ -101,11 +101,13 @@ class Throttle:
         """Return the part of the time that one of ``streams`` syncs may be at work.
 
         ``busy``: of whichever of the two nodes is busier, sender or receiver; ``streams``: how many
-        syncs the receiver takes at once, so that together they keep to its share.
+        syncs the receiver takes at once, so that together they keep to its share. How busy does
+        not matter once somebody is there: a client that waits most of its time for others loses
+        as much by each batch that it has to wait for here.
         """
         if busy <= IDLE or self.limits.share >= 1:
             return 1.0
-        return min(1.0, self.limits.share / busy) / max(1, streams)
+        return self.limits.share / max(1, streams)
 
     def wait_ns(self, now_ns: int, busy: float, streams: int = 1) -> int:
         """Return how long the next batch has to wait, as things are now; 0: it may begin.

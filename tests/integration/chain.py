@@ -45,8 +45,18 @@ _CREATE = service.method("Manager", "CreateChains")
 class Cluster:
     """Processes, by name: ``manager`` and node numbers. Ended by pid."""
 
-    def __init__(self, directory: Path, *, targets_per_node: int = 1, lease_ms: int = LEASE_MS):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        targets_per_node: int = 1,
+        lease_ms: int = LEASE_MS,
+        storage: str = "",
+    ) -> None:
+        """``storage``: TOML of all storage nodes; ``settings`` may hold more for one."""
         self.directory = directory
+        self.storage = storage
+        self.settings: dict[int, str] = {}
         self.address = "127.0.0.1:0"
         self.lease_ms = lease_ms
         self.targets_per_node = targets_per_node
@@ -79,7 +89,8 @@ class Cluster:
         starting = []
         for node in nodes:
             arguments = [str(HERE / "storage_child.py"), str(node), str(self.directory / str(node))]
-            starting.append(self._popen(node, [*arguments, self.address]))
+            settings = f"{self.storage}\n{self.settings.get(node, '')}"
+            starting.append(self._popen(node, [*arguments, self.address, settings]))
         for process in starting:
             assert process.stdout is not None
             assert process.stdout.readline(), (self.directory / "log").read_text()[-4000:]

@@ -1,25 +1,26 @@
-"""A storage node as a process: ``storage_child.py NODE DIRECTORY MANAGER``. Prints its address."""
+"""A storage node as a process: ``storage_child.py NODE DIRECTORY MANAGER [TOML]``.
+
+Prints its address. TOML: further keys of its configuration.
+"""
 
 import asyncio
 import logging
 import signal
 import sys
-from pathlib import Path
+from typing import cast
 
-from hillfire.config import StorageConfig
+from hillfire import config
 from hillfire.storage.server import StorageServer
 
 
 async def main() -> None:
-    logging.basicConfig(level=logging.INFO, format=f"{sys.argv[1]} %(asctime)s %(message)s")
-    server = StorageServer(
-        StorageConfig(
-            node=int(sys.argv[1]),
-            directory=Path(sys.argv[2]),
-            manager=sys.argv[3],
-            pool_bytes=32 << 20,
-        )
-    )
+    node, directory, manager, *more = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format=f"{node} %(asctime)s %(message)s")
+    text = f'node = {node}\ndirectory = "{directory}"\nmanager = "{manager}"\n'
+    if "pool_bytes" not in "".join(more):
+        text += 'pool_bytes = "32 MiB"\n'
+    settings = config.parse("storage", text + "\n".join(more))
+    server = StorageServer(cast(config.StorageConfig, settings))
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     await server.start()

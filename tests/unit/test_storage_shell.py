@@ -13,7 +13,7 @@ from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Pools
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.memory import MemoryStore
-from hillfire.storage.threads import Threads
+from hillfire.storage.throttle import Meter
 from hillfire.types import ChainId, TargetId, chunk_id
 
 CHUNK = chunk_id(7, 0)  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ def test_tags_of_idle_clients_are_forgotten_in_table_and_store() -> None:
             routing=lambda: Routing("", 0), stopped=lambda *_: None, poke=lambda: None,
         )  # fmt: skip
         shell.routing_changed(Chain(ChainId(1), 2, ((TargetId(1), PublicState.SERVING),)))
-        data = DataPlane(lambda chain: shell, lambda: True, Threads(executor))
+        data = DataPlane(lambda chain: shell, lambda: True, Meter())
 
         async def write(client: int) -> None:
             item = WriteItem(

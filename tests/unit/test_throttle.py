@@ -54,8 +54,8 @@ def test_without_foreground_nothing_is_held_back() -> None:
 def test_with_foreground_recovery_keeps_to_its_share_of_the_time(batch_ns: int) -> None:
     long = 60 * NS_PER_S
     assert work(Throttle(Limits(share=0.2)), 1.0, batch_ns, long) == pytest.approx(0.2, abs=0.01)
-    # one that is busy for half of the time leaves more
-    assert work(Throttle(Limits(share=0.2)), 0.5, batch_ns, long) == pytest.approx(0.4, abs=0.01)
+    # whoever is there for little of the time waits for as long each time
+    assert work(Throttle(Limits(share=0.2)), 0.1, batch_ns, long) == pytest.approx(0.2, abs=0.01)
     # three senders that work towards one node keep to its share together
     third = work(Throttle(Limits(share=0.3)), 1.0, batch_ns, long, streams=3)
     assert third == pytest.approx(0.1, abs=0.01)
