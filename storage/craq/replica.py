@@ -302,6 +302,9 @@ class Replica:
 
     def _enter(self, operation: Operation) -> None:
         """Take the chunk's lock, or stand in line for it."""
+        if self.stopped is not None:  # by an earlier item of the same batch
+            self._end(operation, Outcome(Code.NOT_SERVING))
+            return
         partner = operation.partner
         if partner is not None and partner.chunk < operation.chunk:
             operation = partner  # R47: the locks are taken in the order of the ids
@@ -824,6 +827,10 @@ class Replica:
                 if self._rule is not None:
                     self._rule(23)
                 self._push(operation)
+            elif operation.stage == COMMITTING and self._syncing and operation.kind not in _WHOLE:
+                # R38: it is the tail's of before, and the comparison may be over before it is
+                # committed (found by the simulator, seed 1066).
+                operation.link = WANTED
 
     def _retry(self, event: events.RetryDue) -> None:
         self._retry_asked = False
