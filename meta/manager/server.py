@@ -179,6 +179,7 @@ class ManagerServer:
             log.critical("event=deposed epoch=%d reason=%r", epoch.number, str(error.strerror))
         finally:
             self._front.service = None
+            self._front.why_not = Error(Code.NOT_LEADER, "this manager leads no more: try again")
             for task in (keeping, term):
                 task.cancel()
             await asyncio.gather(keeping, term, return_exceptions=True)
