@@ -77,4 +77,6 @@ class Session:
         if outcome.error is None:
             reply = service.decode(_MANAGER_SESSION, Reply(outcome.body))
             self._known = core.client
+            # Who retries for longer might find its update forgotten, and do it twice.
+            core.io_timeout_s = min(core.io_timeout_s, reply.session_ms / 2000)
             self._known_until = core.clock() + reply.session_ms / 1000 / BEATS_A_LEASE

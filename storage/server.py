@@ -26,6 +26,7 @@ from hillfire.storage.pool import Pools
 from hillfire.storage.resync import Recovery
 from hillfire.storage.scrub import Scrubber
 from hillfire.storage.services import StorageService
+from hillfire.storage.sessions import Sessions
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.engine import open_store
 from hillfire.storage.targets import Target
@@ -34,9 +35,6 @@ from hillfire.storage.turns import Turns
 from hillfire.types import ChainId, NodeId, TargetId
 
 log = logging.getLogger(__name__)
-
-KEEP_TAGS_S = 3600.0
-"""How long an idle client's tags are kept at least: far longer than any operation's time-out."""
 
 
 class StorageServer:
@@ -53,6 +51,7 @@ class StorageServer:
         self._membership: Membership | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._forgetting: asyncio.Task[None] | None = None
+        self._sessions = Sessions(self._shells)
         self._closing = False
         self.failed = asyncio.Event()
         """set when the cluster takes this process no more: it has to end"""
@@ -119,6 +118,8 @@ class StorageServer:
                 rack=config.rack,
                 host=socket.gethostname(),
                 disks=len(self._disks),
+                idle_clients=self._sessions.idle,
+                on_ended_clients=self._sessions_ended,
             )
             await self._membership.start()
             if not cluster:
@@ -177,15 +178,19 @@ class StorageServer:
         return path.read_text().strip() if path.exists() else ""
 
     async def _forget(self) -> None:
-        """Now and then forget the tags of clients that are idle, most of which are gone."""
+        """Note once a session's length which clients were idle; heartbeats ask about them."""
         while True:
-            await asyncio.sleep(KEEP_TAGS_S)
-            for target in list(self.targets.values()):
-                if target.shell is not None:
-                    try:
-                        await target.shell.forget_idle()
-                    except Error as exc:
-                        log.warning("event=tags_kept target=%d cause=%r", target.id, exc.strerror)
+            await asyncio.sleep(self.membership.session_s)
+            self._sessions.turn()
+
+    def _sessions_ended(self, clients: Sequence[int]) -> None:
+        """Drop the tags of clients whose sessions are over."""
+        task = asyncio.get_running_loop().create_task(self._sessions.ended(clients))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    def _shells(self) -> list[TargetShell]:
+        return [t.shell for t in self.targets.values() if t.shell is not None]
 
     # ------------------------------------------------------------------ requests
 

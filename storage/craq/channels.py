@@ -66,13 +66,17 @@ class Channels:
     def turn(self) -> set[int]:
         """Begin a new turn; return the clients of whom nothing was done in all of the last one.
 
-        A retry comes within its operation's time-out: turns that are much longer make sure that
-        these retry nothing any more, whether or not anybody saw their end.
+        A retry comes within its operation's time-out, which is at most half of a session's length:
+        with turns of a session's length these retry nothing of what is known here any more.
         """
         under_way = {tag.client for tag in self.flying}
         idle = {client for client, _ in self._done} - self._busy - under_way
         self._busy = set()
         return idle
+
+    def quiet(self, clients: set[int]) -> set[int]:
+        """Return those of whom nothing was done since this turn began, nor is under way."""
+        return clients - self._busy - {tag.client for tag in self.flying}
 
     def forget(self, clients: Iterable[int]) -> None:
         """Drop what belongs to clients whose sessions ended."""
