@@ -18,7 +18,7 @@ from hillfire.client.retry import History, after_call, after_write, delay_s
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2, service, storage_pb2
 from hillfire.proto.wire.base import Part, Request
-from hillfire.proto.wire.chunks import WRITE, WRITE_ITEMS, WRITE_RESULTS, Kind
+from hillfire.proto.wire.chunks import NO_CHUNK, WRITE, WRITE_ITEMS, WRITE_RESULTS, Kind
 
 ATTEMPT_S = 5.0
 """Of one request: a head may wait for its dead successor's lease, twice."""
@@ -130,6 +130,7 @@ def _plan(work: Writing, todo: list[Piece]) -> tuple[list[Batch], list[Piece]]:
             client,
             update.channel,
             update.sequence,
+            NO_CHUNK,
         )
         batcher.add(line.serving[0], piece, record)
     return batcher.batches, stranded
