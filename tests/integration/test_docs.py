@@ -148,7 +148,7 @@ def test_three_hosts_as_written(tmp_path: Path) -> None:
 
 
 def _wait_listening(address: str) -> None:
-    from hillfire.cli.status import connect_manager
+    from hillfire.cli.connect import connect_manager
 
     deadline = time.monotonic() + 30
     while True:

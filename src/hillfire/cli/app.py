@@ -86,6 +86,24 @@ class Service(StrEnum):
     storage = "storage"
 
 
+class Level(StrEnum):
+    """What may fail as a whole."""
+
+    node = "node"
+    host = "host"
+    rack = "rack"
+
+
+Apart = Annotated[
+    Level | None,
+    typer.Option(
+        help="What two replicas of a chain never share, even where targets then stay unused.  "
+        "\\[default: the widest that leaves none unused]",
+        show_default=False,
+    ),
+]
+
+
 class Transport(StrEnum):
     """How bytes may move."""
 
@@ -212,6 +230,37 @@ def status(
 
 
 @app.command(rich_help_panel=ANY)
+def scrub(
+    directory: Running = None,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="HILLFIRE_ADDRESS", help="host:port of the cluster's manager."),
+    ] = None,
+    chain: Annotated[int, typer.Option(help="Only this one; 0: all.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    only_show: Annotated[
+        bool, typer.Option("--show", help="Start nothing; show what was found so far.")
+    ] = False,
+) -> None:
+    """Check every stored byte now, compare the replicas, and repair what is found wrong.
+
+    Storage nodes do so slowly all the time (`scrub_days` in their configuration). This one goes as
+    fast as others leave room for. Interrupted, it goes on by itself.
+
+    Exit status 2 when chunks were found of which no replica has a good copy.
+
+    [bold]Examples[/bold]
+
+    hillfire scrub --address 127.0.0.1:9700 --chain 3
+
+    hillfire scrub --show
+    """
+    from hillfire.cli.scrub import run_scrub
+
+    run_scrub(directory, address, chain, as_json=json, start=not only_show)
+
+
+@app.command(rich_help_panel=ANY)
 def mount(
     mountpoint: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory.")],
     address: Annotated[
@@ -316,6 +365,11 @@ def create_chains(
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to wait for the nodes.")
     ] = 30,
+    apart: Apart = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Take this table, from `hillfire placement --json`, as it is."),
+    ] = None,
 ) -> None:
     """Place the chains of a new cluster over its storage nodes, once. `hillfire up` does it itself.
 
@@ -325,7 +379,41 @@ def create_chains(
     """
     from hillfire.cli.chains import run_create_chains
 
-    run_create_chains(address, nodes, replicas, targets_per_node, wait)
+    level = apart.value if apart else None
+    run_create_chains(address, nodes, replicas, targets_per_node, wait, apart=level, table=table)
+
+
+@app.command(rich_help_panel=SERVICES)
+def placement(
+    nodes: Annotated[int, typer.Option(help="Storage nodes.")] = 3,
+    disks: Annotated[int, typer.Option(help="Disks of each node.")] = 1,
+    targets_per_disk: Annotated[int, typer.Option(help="Chain members on each disk.")] = 4,
+    replicas: Annotated[int, typer.Option(help="Copies of each chunk.")] = 3,
+    racks: Annotated[int, typer.Option(help="Racks; 0: not known.")] = 0,
+    nodes_per_host: Annotated[int, typer.Option(help="Nodes on each host.")] = 1,
+    apart: Apart = None,
+    solver: Annotated[
+        bool, typer.Option(help="Ask OR-Tools, if installed, where search is not sure.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="For machines; has all chains.")] = False,
+) -> None:
+    """Show which chains a cluster would get, and how evenly a dead node's reads would spread.
+
+    Nothing is started or changed. 180 nodes take seconds.
+
+    [bold]Examples[/bold]
+
+    hillfire placement --nodes 7 --targets-per-disk 3
+
+    hillfire placement --nodes 180 --disks 16 --targets-per-disk 4 --replicas 3 --racks 12
+    """
+    from hillfire.cli.placement import run_placement
+
+    level = apart.value if apart else None
+    run_placement(
+        nodes, disks, targets_per_disk, replicas, racks, nodes_per_host, level,
+        solver=solver, as_json=json,
+    )  # fmt: skip
 
 
 def _node_names(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hillfire.cli.status import connect_manager
+from hillfire.cli.connect import connect_manager
 from hillfire.cluster import Endpoint, NodeKind, Routing
 from hillfire.errors import Code, Error
 from hillfire.meta.restore import Restored, copies_in, restore

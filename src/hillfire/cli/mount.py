@@ -69,7 +69,7 @@ def _settings(
             settings = dataclasses.replace(settings, address=address)
     else:
         if address is None:
-            from hillfire.cli.status import last_cluster
+            from hillfire.cli.connect import last_cluster
 
             address = last_cluster()
         settings = config.MountConfig(address=address, mountpoint=mountpoint)

@@ -6,14 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hillfire.cli.connect import connect_manager, last_cluster, last_local
+from hillfire.cli.details import FINDINGS, fetch_checks, fetch_progress
+from hillfire.cli.meta import fetch_copies
 from hillfire.cli.report import report
 from hillfire.config import format_size
-from hillfire.errors import Code, Error
 from hillfire.local.control import ask
-from hillfire.local.directory import ClusterDirectory, last_cluster_path, last_directory
+from hillfire.local.directory import ClusterDirectory
 from hillfire.meta.ops.stat_file_system import stat_file_system
 from hillfire.proto.convert import routing_from_message
-from hillfire.proto.discovery import connect_leader
 from hillfire.proto.manager_pb2 import GetRoutingRequest
 from hillfire.proto.service import decode, encode, method
 from hillfire.proto.wire.base import BlockingConnection
@@ -28,7 +29,7 @@ def run_status(
     path: Path | None, address: str | None, *, as_json: bool, watch: bool, wait_s: float
 ) -> None:
     """Print a cluster's status, once or at each change."""
-    directory = ClusterDirectory(path) if path is not None else _last_local(address)
+    directory = ClusterDirectory(path) if path is not None else last_local(address)
     where = directory.shape().address if directory else address or last_cluster()
     local = _ask_supervisor(directory)
     connection = connect_manager(where)
@@ -46,58 +47,6 @@ def run_status(
     finally:
         connection.close()
     sys.exit(0 if current["healthy"] else _UNHEALTHY)
-
-
-def connect_manager(address: str) -> BlockingConnection:
-    """Connect to a cluster's manager.
-
-    Raises:
-        Error: what the connection failed with, in words of what to do.
-    """
-    try:
-        return connect_leader(address, CALL_TIMEOUT_S)
-    except Error as error:
-        raise Error(
-            error.code,
-            f"no cluster manager answers at {address} ({error.strerror}): start the cluster with "
-            f"`hillfire up{_directory_option(address)}`, or name another one with --address",
-        ) from error
-
-
-def _directory_option(address: str) -> str:
-    """Return " --dir DIR" for the cluster started last, for a command to be typed."""
-    try:
-        directory = ClusterDirectory(last_directory())
-        return f" --dir {directory.path}" if directory.shape().address == address else ""
-    except Error:
-        return ""
-
-
-def last_cluster() -> str:
-    """Return the address of the cluster that this user started last.
-
-    Raises:
-        Error: CONFIGURATION if there was none.
-    """
-    try:
-        return last_cluster_path().read_text().strip()
-    except OSError:
-        raise Error(
-            Code.CONFIGURATION,
-            "which cluster? Name it with --dir or --address, or start one with `hillfire up`",
-        ) from None
-
-
-def _last_local(address: str | None) -> ClusterDirectory | None:
-    """Return the directory of the cluster started last, if it is the one asked for and it runs."""
-    try:
-        directory = ClusterDirectory(last_directory())
-        if address not in (None, directory.shape().address):
-            return None
-        _ask_supervisor(directory)
-    except Error:
-        return None
-    return directory
 
 
 def _ask_supervisor(directory: ClusterDirectory | None) -> dict[str, Any] | None:
@@ -119,7 +68,15 @@ def _fetch(
     reply = connection.finish(ticket, timeout_s)
     routing = routing_from_message(decode(_GET_ROUTING, reply))
     space = stat_file_system(routing, 0)
-    return report(address, routing, (space.capacity_bytes, space.used_bytes), local)
+    return report(
+        address,
+        routing,
+        (space.capacity_bytes, space.used_bytes),
+        local,
+        progress=fetch_progress(connection),
+        checks=fetch_checks(routing),
+        metadata=fetch_copies(routing),
+    )
 
 
 def _watch(
@@ -225,7 +182,45 @@ def _render(current: dict[str, Any]) -> Any:
         if len(problems) > len(shown):
             shown.append(f"[yellow]! and {len(problems) - len(shown)} more[/yellow]")
         verdict = "\n".join(shown)
-    return Group(head, nodes, chains, verdict)
+    return Group(head, nodes, chains, *_syncs(current), *_checks(current), verdict)
+
+
+def _syncs(current: dict[str, Any]) -> list[str]:
+    """Return a line for each target that is being brought up to date."""
+    lines = []
+    for chain in current["chains"]:
+        for target in chain["targets"]:
+            if target["state"] != "syncing":
+                continue
+            name = f"chain {chain['id']}: target {target['id']} on storage-{target['node']}"
+            lines.append(f"{name} is brought up to date, {_how_far(target['progress'])}")
+    return [*lines, ""] if lines else []
+
+
+def _how_far(progress: dict[str, Any] | None) -> str:
+    if progress is None:
+        return "not begun"
+    done, total = progress["bytes_done"], progress["bytes_total"]
+    part = f" ({done / total:.0%})" if total else ""
+    text = f"{format_size(done)} of {format_size(total)}{part}"
+    if progress["chunks_total"]:
+        text += f", {progress['chunks_done']} of {progress['chunks_total']} chunks"
+    if progress["bytes_per_s"]:
+        text += f", {format_size(progress['bytes_per_s'])}/s"
+    if progress["seconds_left"] is not None:
+        text += f", {progress['seconds_left']:.0f} s left"
+    return text
+
+
+def _checks(current: dict[str, Any]) -> list[str]:
+    """Return a line for each node where something was found wrong."""
+    lines = []
+    for node in current["nodes"]:
+        found = node["checks"] or {}
+        wrong = [f"{found[name]} {name}" for name in FINDINGS if found.get(name)]
+        if wrong:
+            lines.append(f"{node['name']}: chunks {', '.join(wrong)} (`hillfire scrub` tells more)")
+    return [*lines, ""] if lines else []
 
 
 def _state(state: str, restarts: int | None) -> str:

@@ -1,0 +1,88 @@
+"""What ``hillfire status`` asks for besides the routing: the progress of syncs, and findings.
+
+The manager tells what nodes said last of their targets; each storage node tells what its scrubber
+and its reads found. A node that does not answer in time is left out.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from hillfire.cluster import Node, NodeKind, Progress, Routing
+from hillfire.errors import Error
+from hillfire.proto.convert import progress_from_message
+from hillfire.proto.manager_pb2 import DescribeRequest
+from hillfire.proto.service import decode, encode, method
+from hillfire.proto.storage_pb2 import ScrubReply, ScrubRequest
+from hillfire.proto.wire.base import BlockingConnection
+from hillfire.proto.wire.pick import connect_blocking
+
+CALL_TIMEOUT_S = 5.0
+NODE_TIMEOUT_S = 2.0
+AT_ONCE = 16
+"""Nodes asked at a time."""
+
+_DESCRIBE = method("Manager", "Describe")
+_SCRUB = method("Storage", "Scrub")
+
+
+def fetch_progress(connection: BlockingConnection) -> dict[int, Progress]:
+    """Return by target how far the sync is that it makes of its successor.
+
+    Raises:
+        Error: if the manager does not answer.
+    """
+    ticket = connection.start(encode(_DESCRIBE, DescribeRequest()), CALL_TIMEOUT_S)
+    described = decode(_DESCRIBE, connection.finish(ticket, CALL_TIMEOUT_S))
+    return {
+        report.target: progress_from_message(report.progress)
+        for report in described.targets
+        if report.HasField("progress")
+    }
+
+
+def ask_node(node: Node, request: ScrubRequest) -> ScrubReply:
+    """Start a node's scrub, or ask how it stands.
+
+    Raises:
+        Error: if it does not answer.
+    """
+    connection = connect_blocking(node.endpoint, NODE_TIMEOUT_S)
+    try:
+        ticket = connection.start(encode(_SCRUB, request), NODE_TIMEOUT_S)
+        reply: ScrubReply = decode(_SCRUB, connection.finish(ticket, NODE_TIMEOUT_S))
+        return reply
+    finally:
+        connection.close()
+
+
+def ask_nodes(routing: Routing, request: Callable[[Node], ScrubRequest]) -> dict[int, Any]:
+    """Ask all live storage nodes side by side; returns replies, or the errors, by node."""
+
+    def ask(node: Node) -> ScrubReply | Error:
+        try:
+            return ask_node(node, request(node))
+        except Error as error:
+            return error
+
+    nodes = [n for n in routing.nodes.values() if n.kind is NodeKind.STORAGE and n.alive]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return dict(zip((int(n.id) for n in nodes), threads.map(ask, nodes), strict=True))
+
+
+def fetch_checks(routing: Routing) -> dict[int, dict[str, Any]]:
+    """Return by node what was checked and found since its process was started."""
+    found: dict[int, dict[str, Any]] = {}
+    for node, reply in ask_nodes(routing, lambda node: ScrubRequest()).items():
+        if not isinstance(reply, ScrubReply):
+            continue
+        found[node] = {
+            name: sum(getattr(state, name) for state in reply.targets)
+            for name in ("passes", "bytes_done", "bytes_total", *FINDINGS)
+        }
+        found[node]["findings"] = [line for state in reply.targets for line in state.findings]
+    return found
+
+
+FINDINGS = ("damaged", "behind", "odd", "repaired", "lost")
+"""What can be wrong with chunks, and what became of it."""
