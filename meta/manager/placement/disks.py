@@ -3,7 +3,8 @@
 A disk's chains should have partners on as many different nodes, and on as many different disks,
 as there are; a node's chains on one disk all with the same partner would make that partner rebuild
 the disk alone. Disks are chosen chain by chain, always the one that met these partners least, then
-chains of a node change disks wherever that evens out what is left.
+chains of a node change disks wherever that evens out what is left. Which node of a host a chain
+lies on is the same question, asked before.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,9 @@ Seat = tuple[int, int]
 """(node, disk)"""
 
 
-def seat(
-    blocks: Sequence[Sequence[int]], disks: Sequence[int], targets_per_disk: int
-) -> list[tuple[Seat, ...]]:
-    """Return the disk of each member of each block; no disk has more than ``targets_per_disk``.
-
-    ``disks``: how many each node has.
-    """
-    table = _Table(disks, targets_per_disk)
+def seat(blocks: Sequence[Sequence[int]], room: Sequence[Sequence[int]]) -> list[tuple[Seat, ...]]:
+    """Return the disk of each member of each block; ``room``: of each node's disks, in targets."""
+    table = _Table(room)
     chosen = [table.chain(block) for block in blocks]
     for _ in range(MAX_PASSES):
         if not table.exchange(chosen):
@@ -36,9 +32,9 @@ def seat(
 class _Table:
     """How often disks have met nodes, and disks."""
 
-    def __init__(self, disks: Sequence[int], targets_per_disk: int) -> None:
-        self._disks = disks
-        self._room = {(n, d): targets_per_disk for n in range(len(disks)) for d in range(disks[n])}
+    def __init__(self, room: Sequence[Sequence[int]]) -> None:
+        self._disks = [len(disks) for disks in room]
+        self._room = {(n, d): left for n, disks in enumerate(room) for d, left in enumerate(disks)}
         self._nodes: dict[tuple[Seat, int], int] = {}
         self._seats: dict[tuple[Seat, Seat], int] = {}
 

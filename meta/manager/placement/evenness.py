@@ -34,6 +34,10 @@ class Spread:
     """no table has a smaller ``ratio``"""
     takers: int
     """how many survivors take over reads of the worst"""
+    most: int
+    """the most chains of one that died that one survivor takes over with"""
+    most_bound: int
+    """no table has a smaller ``most``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +125,21 @@ def _spread(
     together = Counter(domain(thing) for thing in all_)
     survivors = len(all_) - 1
     worst, worst_ratio, ratios, bound = all_[0], 0.0, 0.0, 0.0
+    most = most_bound = 0
     for thing in all_:
         load = chains[thing] * (plan.replicas - 1)
         if not load or not survivors:
             continue
-        ratio = max(met[thing].values()) * survivors / load
+        here = max(met[thing].values())
+        most = max(most, here)
+        ratio = here * survivors / load
         ratios += ratio
         if ratio > worst_ratio:
             worst, worst_ratio = thing, ratio
         peers = len(all_) - together[domain(thing)]
-        bound = max(bound, -(-load // peers) * survivors / load)
+        least = -(-load // peers)
+        most_bound = max(most_bound, least)
+        bound = max(bound, least * survivors / load)
     return Spread(
         len(all_),
         name(worst),
@@ -138,6 +147,8 @@ def _spread(
         ratios / len(all_),
         bound,
         len(met[worst]),
+        most,
+        most_bound,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hillfire.errors import Code, Error
 from hillfire.meta.manager.placement.designs import known
-from hillfire.meta.manager.placement.disks import Seat, seat
+from hillfire.meta.manager.placement.disks import seat
 from hillfire.meta.manager.placement.homes import Domain, Home, Levels, Place, levels, require
 from hillfire.meta.manager.placement.orbits import Program, programs
 from hillfire.meta.manager.placement.order import order
@@ -153,24 +153,28 @@ def _design(problem: Problem, solve: Solve | None, steps: int | None) -> tuple[l
     if perfect is not None:
         return perfect, "known"
     found = search(problem, steps)
-    if solve is None or cost(meetings(problem, found)) == problem.least_cost:
+    evenness = cost(meetings(problem, found))
+    if solve is None or evenness == problem.least_cost:
         return found, "search"
     for program in programs(problem):
         values = solve(program)
-        if values is not None:
-            return program.blocks(values), "solver"
+        blocks = [] if values is None else program.blocks(values)
+        if blocks and cost(meetings(problem, blocks)) < evenness:
+            return blocks, "solver"
     return found, "search"
 
 
 def _seated(
     apart: Levels, blocks: Sequence[Block], targets_per_disk: int
 ) -> tuple[tuple[Place, ...], ...]:
-    """Choose the disk of each target and its place in its chain."""
-    places = [
-        [Place(home.node, disk) for home in unit for disk in range(home.disks)]
-        for unit in apart.units
-    ]
-    # A seat's disk counts through the nodes of its unit; heads are spread over nodes as well.
-    seats = seat(blocks, [len(unit) for unit in places], targets_per_disk)
-    ordered: list[tuple[Seat, ...]] = order(seats)
-    return tuple(tuple(places[unit][disk] for unit, disk in chain) for chain in ordered)
+    """Choose the node and the disk of each target, and its place in its chain."""
+    homes = [home for unit in apart.units for home in unit]
+    first = [0]
+    for unit in apart.units:
+        first.append(first[-1] + len(unit))
+    on_hosts = [[home.disks * targets_per_disk for home in unit] for unit in apart.units]
+    nodes = [[first[unit] + i for unit, i in chain] for chain in seat(blocks, on_hosts)]
+    seats = seat(nodes, [[targets_per_disk] * home.disks for home in homes])
+    return tuple(
+        tuple(Place(homes[node].node, disk) for node, disk in chain) for chain in order(seats)
+    )

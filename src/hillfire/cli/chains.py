@@ -7,9 +7,9 @@ over the first node that came would place them over that one alone.
 import time
 from pathlib import Path
 
+from hillfire.cli.connect import connect_manager, last_cluster
 from hillfire.cli.placement import domain_of, made, read_table
 from hillfire.cli.placement_view import headline, kept_apart
-from hillfire.cli.connect import connect_manager, last_cluster
 from hillfire.cluster import Routing
 from hillfire.meta.manager.decide import describe, homes_of, per_disk
 from hillfire.meta.manager.placement import Domain, require
