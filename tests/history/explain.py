@@ -1,8 +1,8 @@
 """Explain: what a person must look at in a history that no order explains.
 
-From the operation at whose return every order failed, the history is made smaller while it still
-has no order: what began later is dropped, reads are dropped, outcomes are taken as unknown (which
-only allows more). What is left is the core, drawn over time.
+The history is made smaller while it still has no order: what began after the first return until
+which there is none is dropped, reads are dropped, outcomes are taken as unknown (which only allows
+more). What is left is the core, drawn over time.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,31 @@ MAX_TRIAL_STEPS = 20_000
 WIDTH = 56
 
 
-def explain(operations: Sequence[Operation], stuck: int, limit: int) -> tuple[list[Operation], str]:
+def explain(operations: Sequence[Operation], limit: int) -> tuple[list[Operation], str]:
     """Return the core of a history without an order, and its diagram."""
-    last = operations[stuck]
-    assert last.returned is not None
-    ended = last.returned
-    prefix = [
-        each if each.returned is not None and each.returned <= ended else each.but(returned=None)
-        for each in operations
-        if each.invoked <= ended
-    ]
-    core = _relevant(prefix)
-    if not _impossible(core, limit):  # cannot be: it has no order because of this prefix
-        core = list(operations)
-    core = _smaller(core)
+    returns = sorted(each.returned for each in operations if each.returned is not None)
+    low, high = 0, len(returns) - 1
+    while low < high:  # a prefix without an order stays so as it grows
+        middle = (low + high) // 2
+        if _impossible(_until(operations, returns[middle]), limit):
+            high = middle
+        else:
+            low = middle + 1
+    core = _smaller(_until(operations, returns[low]))
     return core, _text(core, len(operations))
+
+
+def _until(operations: Sequence[Operation], ended: int) -> list[Operation]:
+    """Return what was known at an instant."""
+    return _relevant(
+        [
+            each
+            if each.returned is not None and each.returned <= ended
+            else each.but(returned=None)
+            for each in operations
+            if each.invoked <= ended
+        ]
+    )
 
 
 def _relevant(operations: Sequence[Operation]) -> list[Operation]:

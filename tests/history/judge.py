@@ -121,7 +121,7 @@ def _judge_one(operations: list[Operation], verdict: Verdict, limit: int, versio
     elif found.undecided:
         verdict.undecided.append(Undecided(register.keys, len(operations), found.steps))
     else:
-        core, text = explain(operations, found.stuck, limit)
+        core, text = explain(operations, limit)
         verdict.violations.append(Violation(register.keys, core, text))
 
 

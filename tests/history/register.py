@@ -24,6 +24,9 @@ Chunk = tuple[tuple[int, ...], int, int, bool]
 """content of each segment, length, epoch, presence: each only as far as it matters"""
 State = tuple[Chunk, ...]
 
+Losses = tuple[tuple[int, int], ...]
+_Masks = dict[tuple[str, int, int], int]
+
 REFUSED = -1
 """No state: the operation cannot have come out so."""
 
@@ -51,6 +54,8 @@ class Register:
         self._states: dict[State, int] = {}
         self.states: list[State] = []
         self._steps: list[dict[int, int]] = []
+        self._losses: dict[tuple[int, int], Losses] = {}
+        self._needs, self._makers = self._who_needs_and_makes()
         blank: Chunk = ((0,) * self.n_segments, 0, 0, False)
         self.initial = self._number((blank,) * len(self.keys))
 
@@ -61,6 +66,49 @@ class Register:
         if after is None:
             after = steps[index] = self._apply(state, index)
         return after
+
+    def losses(self, state: int, index: int) -> "Losses":
+        """Return what an operation overwrites: (reads that saw it, operations that make it).
+
+        Both are masks of operations; a value that a read has yet to see, and that nobody can make
+        any more, must not be lost.
+        """
+        found = self._losses.get((state, index))
+        if found is None:
+            found = self._losses[state, index] = self._lost(state, self.step(state, index))
+        return found
+
+    def _lost(self, before: int, after: int) -> "Losses":
+        if self.appends or after == REFUSED:
+            return ()
+        lost = set()
+        for which, key in enumerate(self.keys):
+            old, new = self.states[before][which][0], self.states[after][which][0]
+            if old is new:
+                continue
+            for segment, (value, other) in enumerate(zip(old, new, strict=True)):
+                if value != other and (needs := self._needs.get((key, segment, value))):
+                    makers = self._makers.get((key, segment, value), 0)
+                    lost.add((needs, makers | self._makers.get((key, -1, 0), 0)))
+        return tuple(lost)
+
+    def _who_needs_and_makes(self) -> "tuple[_Masks, _Masks]":
+        """Return by (key, segment, value) who saw and who makes it; segment -1: makes anything."""
+        needs: _Masks = {}
+        makers: _Masks = {}
+        for index, operation in enumerate(self.operations):
+            key, low, bit = operation.key, self._low[index], 1 << index
+            values: tuple[int, ...] = self._values[index]
+            masks = needs if operation.kind is Kind.READ else makers
+            if operation.kind is Kind.TRUNCATE:
+                low = bisect_left(self.borders, operation.length)
+            if operation.kind in (Kind.TRUNCATE, Kind.REMOVE):
+                values = (0,) * (self.n_segments - low)
+            elif operation.kind is Kind.CLONE:
+                low, values = -1, (0,)
+            for segment, value in enumerate(values, low):
+                masks[key, segment, value] = masks.get((key, segment, value), 0) | bit
+        return needs, makers
 
     def distance(self, state: int, read: int) -> int:
         """Return how many segments differ from what a read saw: how far a state is from it."""

@@ -5,6 +5,9 @@ when it returns, or when one that returns needs it before. What was reached once
 is in order though not returned, which state) is never tried again. A read whose answer fits the
 present state is put in order at once: it changes nothing, so nothing is lost by it.
 
+What would overwrite bytes that a read has yet to see, and that no operation left can make again, is
+not tried.
+
 Operations of unknown outcome never return: they are put in order only where a read needs them. If
 the same place and state were reached with fewer of them used up, the one with more is dropped.
 
@@ -14,7 +17,7 @@ Source: Wing & Gong 1993; Lowe 2017 (just-in-time linearization, configurations 
 from typing import NamedTuple
 
 from tests.history.operation import Kind
-from tests.history.register import REFUSED, Register
+from tests.history.register import REFUSED, Losses, Register
 
 DEFAULT_STEPS = 2_000_000
 """Tried at most; a register that needs more is undecided."""
@@ -25,8 +28,6 @@ class Found(NamedTuple):
 
     order: list[int] | None
     """a witness: indices of operations in an order that explains all; None if there is none"""
-    stuck: int
-    """without a witness: the operation at whose return every order has failed"""
     steps: int
     undecided: bool
     """gave up after its bound of steps"""
@@ -39,6 +40,8 @@ class _Moment(NamedTuple):
     reads: tuple[int, ...]
     changes: tuple[int, ...]
     """in the order in which they return, those of unknown outcome last"""
+    past: int
+    """mask of those that returned before"""
 
 
 def search(register: Register, limit: int = DEFAULT_STEPS) -> Found:
@@ -47,7 +50,6 @@ def search(register: Register, limit: int = DEFAULT_STEPS) -> Found:
     unknown = sum(1 << i for i, each in enumerate(register.operations) if each.unknown)
     step, steps = register.step, 0
     seen: dict[tuple[int, int, int], list[int]] = {}
-    furthest = 0
     # (how far, those in order, state, what was put in order on the way here: a linked list)
     stack: list[tuple[int, int, int, _Path]] = [(0, 0, register.initial, None)]
     while stack:
@@ -64,8 +66,7 @@ def search(register: Register, limit: int = DEFAULT_STEPS) -> Found:
             done &= ~(1 << moment.returning)
             at += 1
         else:
-            return Found(_order(path), -1, steps, False)
-        furthest = max(furthest, at)
+            return Found(_order(path), steps, False)
         if _visited(seen, at, done, state, unknown):
             continue
         moment = moments[at]
@@ -75,17 +76,24 @@ def search(register: Register, limit: int = DEFAULT_STEPS) -> Found:
                 continue
             steps += 1
             after = step(state, change)
-            if after != REFUSED:
+            if after != REFUSED and not _wasteful(
+                register.losses(state, change), moment.past | done | 1 << change
+            ):
                 following.append((at, done | 1 << change, after, (change, path)))
         if steps > limit:
-            return Found(None, moments[furthest].returning, steps, True)
+            return Found(None, steps, True)
         # The last pushed is tried first.
         if register.operations[moment.returning].kind is Kind.READ:
             following.sort(key=lambda each: -register.distance(each[2], moment.returning))
         else:
             following.reverse()
         stack.extend(following)
-    return Found(None, moments[furthest].returning, steps, False)
+    return Found(None, steps, False)
+
+
+def _wasteful(losses: Losses, gone: int) -> bool:
+    """Tell whether something is lost that a read must still see and nobody left can make."""
+    return any(needs & ~gone and not makers & ~gone for needs, makers in losses)
 
 
 _Path = tuple[int, "_Path"] | None
@@ -124,6 +132,7 @@ def _moments(register: Register) -> list[_Moment]:
         marks.append((operation.invoked, 0, index))
     marks.sort()  # at one instant invocations come first: what touches overlaps
     moments = []
+    past = 0
     open_: dict[int, None] = {}
     never = float("inf")
 
@@ -137,7 +146,8 @@ def _moments(register: Register) -> list[_Moment]:
             continue
         reads = tuple(i for i in open_ if operations[i].kind is Kind.READ)
         changes = sorted((i for i in open_ if operations[i].kind is not Kind.READ), key=due)
-        moments.append(_Moment(index, reads, tuple(changes)))
+        moments.append(_Moment(index, reads, tuple(changes), past))
+        past |= 1 << index
         del open_[index]
     return moments
 

@@ -310,13 +310,13 @@ def histories(draw: st.DrawFn) -> list[Operation]:
     return operations
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(histories())
 def test_it_agrees_with_brute_force(operations: list[Operation]) -> None:
     assert judge(operations).ok == brute_force(operations)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 6))
 def test_runs_of_a_real_register_are_accepted_and_their_lies_judged(
     source: random.Random, count: int
