@@ -14,6 +14,9 @@ from hillfire.errors import Code, Error
 from hillfire.layout import MAX_CHUNK_BYTES
 from hillfire.proto.wire.base import Answer, Incoming
 from hillfire.proto.wire.chunks import (
+    FETCH,
+    FETCH_ITEMS,
+    FETCH_RESULTS,
     FORWARD,
     FORWARD_ITEMS,
     READ,
@@ -23,6 +26,8 @@ from hillfire.proto.wire.chunks import (
     WRITE,
     WRITE_ITEMS,
     WRITE_RESULTS,
+    FetchItem,
+    FetchResult,
     ForwardItem,
     Kind,
     ReadItem,
@@ -30,6 +35,7 @@ from hillfire.proto.wire.chunks import (
     WriteItem,
     WriteResult,
 )
+from hillfire.storage.copies import read_copy
 from hillfire.storage.craq import events
 from hillfire.storage.pool import Holder, Span
 from hillfire.storage.requests import Payload
@@ -41,7 +47,7 @@ T = TypeVar("T")
 INLINE_READ_BYTES = 1024 * 1024
 """A batch that asks for more is read in a thread, so that heartbeats are not held up."""
 
-_CLIENT_KINDS = frozenset((Kind.WRITE, Kind.TRUNCATE, Kind.REMOVE))
+_CLIENT_KINDS = frozenset((Kind.WRITE, Kind.TRUNCATE, Kind.REMOVE, Kind.CLONE))
 _FORWARD_KINDS = frozenset(Kind)
 _RECOVERY_KINDS = (Kind.REPLACE, Kind.LOST)
 """What a sync sends: no foreground that it would have to make way for."""
@@ -95,6 +101,8 @@ class DataPlane:
             _check(forwards, incoming.sources, _FORWARD_KINDS)
             _check_forwards(forwards)
             return self._update(forwards, incoming, events.ForwardsArrived)
+        if incoming.method == FETCH:
+            return self._fetch(incoming)
         raise Error(Code.NOT_SUPPORTED, f"no method {incoming.method} here")
 
     # ------------------------------------------------------------------ reads
@@ -161,6 +169,35 @@ class DataPlane:
             elif result.code == Code.CORRUPT:
                 shell.damaged(items[position].chunk, "found by a read")
         return Answer(Code.OK, READ_RESULTS.pack(results), [result[1] for result in results])
+
+    async def _fetch(self, incoming: Incoming) -> Answer:
+        """Answer another target that repairs its own copies with ours, as they are committed."""
+        items, into = FETCH_ITEMS.unpack(incoming.body), incoming.destinations
+        if len(items) != len(into):
+            raise Error(Code.PROTOCOL, f"{len(items)} copies, {len(into)} destinations")
+        results = []
+        for item, view in zip(items, into, strict=True):
+            results.append(await self._copy(item, view))
+        if not self._lease_valid():
+            raise Error(Code.LEASE_EXPIRED, "the lease ended during the read")
+        filled = [0 if each.code or each.removed else each.length for each in results]
+        return Answer(Code.OK, FETCH_RESULTS.pack(results), filled)
+
+    async def _copy(self, item: FetchItem, into: memoryview) -> FetchResult:
+        shell = self._shell_of(item.chain)
+        if shell is None or shell.replica.stopped is not None:
+            return FetchResult(Code.NOT_SERVING, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        if shell.replica.version != item.chain_version:
+            return FetchResult(Code.WRONG_CHAIN_VERSION, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        task = asyncio.ensure_future(
+            shell.threads.call(lambda: read_copy(shell.store, item.chunk, into))
+        )
+        result = await _to_the_end(task)
+        if result.code == Code.IO:
+            shell.fail(Error(Code.IO, f"a read failed: {item.chunk.hex()}"))
+        elif result.code == Code.CORRUPT:
+            shell.damaged(item.chunk, "found by another target's repair")
+        return result
 
     # ------------------------------------------------------------------ updates
 
@@ -324,7 +361,7 @@ def _check_forwards(items: Sequence[ForwardItem]) -> None:
         kind = item.kind
         if not item.version and kind != Kind.REMOVE:  # of what was never there
             raise Error(Code.INVALID, "no update makes version 0")
-        if kind == Kind.REPLACE and (item.offset or item.post_length != item.length):
+        if kind in (Kind.REPLACE, Kind.LOST) and (item.offset or item.post_length != item.length):
             raise Error(Code.INVALID, f"{item.length} bytes at {item.offset} are no whole chunk")
 
 

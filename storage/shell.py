@@ -17,15 +17,18 @@ from hillfire.proto.wire.base import MAX_DATA_BYTES, MAX_PARTS, Part, Request
 from hillfire.proto.wire.chunks import (
     FORWARD,
     FORWARD_ITEMS,
+    NO_CHUNK,
     WRITE_RESULTS,
+    FetchItem,
     ForwardItem,
 )
+from hillfire.storage.copies import ask_copy
 from hillfire.storage.craq import effects, events
 from hillfire.storage.craq.events import Outcome
 from hillfire.storage.craq.operation import Operation
 from hillfire.storage.craq.replica import Replica
 from hillfire.storage.peers import Peers
-from hillfire.storage.pool import Holder, Pools
+from hillfire.storage.pool import Holder, Pools, Span
 from hillfire.storage.requests import Payload, Requests
 from hillfire.storage.store.base import ChunkStore, Image, Update
 from hillfire.storage.threads import Threads
@@ -183,6 +186,7 @@ class TargetShell:
                     Update(
                         o.chunk, Version(o.version), o.kind, o.offset, o.length, payload.fetch(),
                         o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes,
+                        o.source, Version(o.source_version),
                     )
                 )  # fmt: skip
             images = self.store.prepare(updates)
@@ -307,20 +311,55 @@ class TargetShell:
     ) -> None:
         try:
             chain = self.chain.id if self.chain is not None else 0
-            span, items, parts = await read_whole(
-                self.threads,
-                self.store,
-                self.pools.at(Pools.TRANSFERS),
-                [operation.chunk for operation, _ in operations],
-                chain,
-                chain_version,
+            pool = self.pools.at(Pools.TRANSFERS)
+            whole = await read_whole(
+                self.threads, self.store, pool, operations, chain, chain_version
             )
             try:
-                await self._send(target, operations, items, parts, Pools.TRANSFERS)
+                if whole.damaged:
+                    self.handle(events.Unreadable(whole.damaged))
+                if operations := whole.operations:
+                    await self._send(target, operations, whole.items, whole.parts, Pools.TRANSFERS)
             finally:
-                span.drop()
+                whole.span.drop()
         except Exception as exc:
             self._not_sent(operations, exc)
+
+    def _fetch(self, effect: effects.Fetch) -> None:
+        for operation, attempt in effect.operations:
+            self._spawn(self._ask_copy(effect.target, effect.chain_version, operation, attempt))
+
+    async def _ask_copy(
+        self, target: TargetId, chain_version: int, operation: Operation, attempt: int
+    ) -> None:
+        """Ask another target for its copy of a chunk and hand it in, with the memory it is in."""
+        span: Span | None = None
+        copy: events.Copy | int
+        try:
+            chain = self.chain.id if self.chain is not None else 0
+            meta = self.store.get(operation.chunk)
+            span, copy = await ask_copy(
+                self._peers,
+                self._routing().node_of(target),
+                self.pools.at(Pools.TRANSFERS),
+                FetchItem(operation.chunk, chain, chain_version),
+                meta.length if meta is not None else 0,
+            )
+        except Error as exc:
+            copy = exc.code
+        except Exception as exc:  # a defect too: the chunk's lock must not be held for ever
+            log.error("event=fetch_failed target=%d", self.target, exc_info=exc)
+            copy = Code.INTERNAL
+        try:
+            self.handle(events.Fetched([(operation, attempt, copy)]))
+        finally:
+            if span is not None:
+                span.drop()
+
+    def _lost(self, effect: effects.Lost) -> None:
+        for chunk in effect.chunks:
+            log.critical("event=chunk_lost target=%d chunk=%s remedy=%r", self.target, chunk.hex(),
+                         "no replica has a good copy; restore its file")  # fmt: skip
 
     async def _send(
         self,
@@ -392,6 +431,8 @@ _CARRY: dict[type, Callable[..., None]] = {
     effects.Prepare: TargetShell._prepare,
     effects.Forward: TargetShell._forward,
     effects.Transfer: TargetShell._transfer,
+    effects.Fetch: TargetShell._fetch,
+    effects.Lost: TargetShell._lost,
     effects.Commit: TargetShell._commit,
     effects.Discard: TargetShell._discard,
     effects.Replies: TargetShell._replies,
@@ -407,7 +448,7 @@ def forward_item(o: Operation, chain: int, chain_version: int) -> ForwardItem:
     assert image is not None, o
     return ForwardItem(
         o.chunk, chain, chain_version, o.kind, o.offset, o.length, o.checksum, o.epoch,
-        o.chunk_bytes, *o.tag, o.version, *image,
+        o.chunk_bytes, *o.tag, o.version, *image, o.source or NO_CHUNK, o.source_version,
     )  # fmt: skip
 
 
