@@ -150,9 +150,12 @@ class RegisterReply(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    SESSION_MS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     lease_ms: _builtins.int
     heartbeat_interval_ms: _builtins.int
+    session_ms: _builtins.int
+    """a client session's length"""
     @_builtins.property
     def routing(self) -> _cluster_pb2.Routing: ...
     def __init__(
@@ -162,10 +165,11 @@ class RegisterReply(_message.Message):
         lease_ms: _builtins.int = ...,
         heartbeat_interval_ms: _builtins.int = ...,
         routing: _cluster_pb2.Routing | None = ...,
+        session_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ms", b"lease_ms", "routing", b"routing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ms", b"lease_ms", "routing", b"routing", "session_ms", b"session_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -220,8 +220,7 @@ class Membership:
             self._take(convert.routing_from_message(reply.routing))
         self._lease_ms = reply.lease_ms
         self._lease.extend(sent_ns, reply.lease_ms)
-        if reply.session_ms:
-            self.session_s = reply.session_ms / 1000
+        self.session_s = reply.session_ms / 1000 or self.session_s
         if reply.ended_clients and self._on_ended_clients is not None:
             self._on_ended_clients(list(reply.ended_clients))
         self._answered.set()
@@ -277,6 +276,7 @@ class Membership:
         self.cluster = reply.cluster
         self._lease_ms = reply.lease_ms
         self._interval_s = reply.heartbeat_interval_ms / 1000
+        self.session_s = reply.session_ms / 1000 or self.session_s
         self._take(convert.routing_from_message(reply.routing))
 
     async def _lost(self, error: Error) -> None:

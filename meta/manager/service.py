@@ -151,6 +151,7 @@ class ManagerService:
             cluster=self.routing.cluster,
             lease_ms=self._config.lease_ms,
             heartbeat_interval_ms=self._config.heartbeat_interval_ms,
+            session_ms=self._config.client_session_ms,
             routing=self._message,
         )
 

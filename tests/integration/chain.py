@@ -52,8 +52,10 @@ class Cluster:
         targets_per_node: int = 1,
         lease_ms: int = LEASE_MS,
         storage: str = "",
+        manager: str = "",
     ) -> None:
-        """``storage``: TOML of all storage nodes; ``settings`` may hold more for one."""
+        """``storage``, ``manager``: their TOML; ``settings`` may hold more for one node."""
+        self.manager = manager
         self.directory = directory
         self.storage = storage
         self.settings: dict[int, str] = {}
@@ -83,7 +85,7 @@ class Cluster:
 
     def start_manager(self) -> None:
         arguments = [str(HERE / "manager_child.py"), str(self.directory / "manager"), self.address]
-        self.address = self._spawn("manager", [*arguments, str(self.lease_ms)])
+        self.address = self._spawn("manager", [*arguments, str(self.lease_ms), self.manager])
 
     def start(self, *nodes: int) -> None:
         starting = []

@@ -1,24 +1,25 @@
-"""A manager as a process: ``manager_child.py DIRECTORY LISTEN LEASE_MS``. Prints its address."""
+"""A manager as a process: ``manager_child.py DIRECTORY LISTEN LEASE_MS [TOML]``.
+
+Prints its address. TOML: further keys of its configuration.
+"""
 
 import asyncio
+import logging
 import signal
 import sys
-from pathlib import Path
+from typing import cast
 
-from hillfire.config import ManagerConfig
+from hillfire import config
 from hillfire.meta.manager.server import ManagerServer
 
 
 async def main() -> None:
-    lease_ms = int(sys.argv[3])
-    server = ManagerServer(
-        ManagerConfig(
-            directory=Path(sys.argv[1]),
-            listen=sys.argv[2],
-            lease_ms=lease_ms,
-            heartbeat_interval_ms=min(250, lease_ms // 4),
-        )
-    )
+    directory, listen, lease_ms, *more = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="manager %(asctime)s %(message)s")
+    text = f'directory = "{directory}"\nlisten = "{listen}"\nlease_ms = {lease_ms}\n'
+    text += f"heartbeat_interval_ms = {min(250, int(lease_ms) // 4)}\n"
+    settings = config.parse("manager", text + "\n".join(more))
+    server = ManagerServer(cast(config.ManagerConfig, settings))
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     await server.start()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hillfire.errors import Code, Error
-from hillfire.proto import convert
+from hillfire.proto import cluster_pb2, convert
 from hillfire.proto import manager_pb2 as pb
 from tests.integration.test_manager import Manager, Member, all_serve, dead, run
 
@@ -131,7 +131,7 @@ def test_a_leader_that_was_stopped_does_no_harm_when_it_wakes(tmp_path: Path) ->
                 message = {"Register": pb.RegisterRequest, "AttestExit": pb.AttestExitRequest}[name]
                 request = message(node=104, incarnation=5)
                 if isinstance(request, pb.RegisterRequest):
-                    request.kind = 2
+                    request.kind = cluster_pb2.STORAGE
                     request.endpoint.grpc = request.endpoint.tcp = "127.0.0.1:1"
                 assert await refusal(leader, name, request) is Code.NOT_LEADER
             now = convert.routing_from_message(
