@@ -8,7 +8,7 @@ acknowledged a write without the others.
 Source: 3FS design notes, "Failure detection"; Terrace & Freedman, USENIX ATC 2009, §5.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
@@ -84,7 +84,12 @@ An up-to-date target that waits stays waiting: its claim is from before it was r
 come back as online, through a sync.
 """
 
-_ROW = {(local, public): row for row in TABLE for local in row.local for public in row.public}
+_ROW = {
+    (local, public): (number, row)
+    for number, row in enumerate(TABLE)
+    for local in row.local
+    for public in row.public
+}
 
 _TURNS = (
     frozenset(((UP_TO_DATE, SERVING), (ONLINE, SERVING), (UP_TO_DATE, SYNCING))),
@@ -96,12 +101,20 @@ _TURNS = (
 keep the chain's data in mind, then the sync under way, at last all others in chain order."""
 
 
-def next_state(local: LocalState, public: PublicState, served: bool, syncing: bool) -> PublicState:
+OnRow = Callable[[int], None] | None
+"""Told the number of each row of ``TABLE`` that decided a state: for coverage, else None."""
+
+
+def next_state(
+    local: LocalState, public: PublicState, served: bool, syncing: bool, on_row: OnRow = None
+) -> PublicState:
     """Return a target's next public state.
 
     ``served``: another target will serve; ``syncing``: another target will be syncing.
     """
-    row = _ROW[local, public]
+    number, row = _ROW[local, public]
+    if on_row is not None:
+        on_row(number)
     holds = {
         If.ALWAYS: True,
         If.SERVED: served,
@@ -111,7 +124,9 @@ def next_state(local: LocalState, public: PublicState, served: bool, syncing: bo
     return row.then if holds[row.condition] else row.otherwise
 
 
-def next_chain(chain: Chain, reports: Mapping[TargetId, Report]) -> Chain | None:
+def next_chain(
+    chain: Chain, reports: Mapping[TargetId, Report], on_row: OnRow = None
+) -> Chain | None:
     """Return the chain as it has to be, one version on, or None if it is right as it is.
 
     ``reports`` holds what is known at this moment; a target that is not in it has not been heard
@@ -125,7 +140,8 @@ def next_chain(chain: Chain, reports: Mapping[TargetId, Report]) -> Chain | None
     decided: dict[TargetId, PublicState] = {}
     for target, public in _in_turn(chain, local):
         others = decided.values()
-        decided[target] = next_state(local[target], public, SERVING in others, SYNCING in others)
+        served, syncing = SERVING in others, SYNCING in others
+        decided[target] = next_state(local[target], public, served, syncing, on_row)
     return _changed(chain, decided)
 
 

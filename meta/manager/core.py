@@ -21,7 +21,7 @@ from hillfire.cluster import Decision, Endpoint, Node, PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.meta.manager import changes, commands, decide, orders
 from hillfire.meta.manager import events as ev
-from hillfire.meta.manager.chains import Report
+from hillfire.meta.manager.chains import OnRow, Report
 from hillfire.meta.manager.decide import Status
 from hillfire.meta.manager.lease import Admission, Leases, admission
 from hillfire.meta.manager.sessions import Sessions
@@ -104,11 +104,14 @@ class Manager:
         decisions: tuple[Decision, ...],
         now_ns: int,
         led_until_ns: int = ev.FOREVER,
+        on_row: OnRow = None,
     ) -> None:
         """Begin with what the last manager stored, every node that was alive given a full lease.
 
-        Nothing is answered before ``Announced``.
+        Nothing is answered before ``Announced``. ``on_row`` is told which rows of the state table
+        decided something.
         """
+        self._on_row = on_row
         self.settings = settings
         self.routing = routing
         self.decisions = deque(decisions, maxlen=MAX_DECISIONS)
@@ -383,7 +386,10 @@ class Manager:
         if space:
             self._space_ns = now_ns + SPACE_INTERVAL_NS
         new = orders.settled(draft.routing)
-        new = decide.evaluate(new, alive, self.said, space=space, left=left) or new
+        new = (
+            decide.evaluate(new, alive, self.said, space=space, left=left, on_row=self._on_row)
+            or new
+        )
         new = orders.drained(orders.settled(new))
         if self.settings.rotate:
             calm_ns = CALM_LEASES * self.settings.lease_ns

@@ -22,7 +22,7 @@ from hillfire.cluster import (
     Target,
 )
 from hillfire.errors import Code, Error
-from hillfire.meta.manager.chains import LOST, Report, new_chain, next_chain
+from hillfire.meta.manager.chains import LOST, OnRow, Report, new_chain, next_chain
 from hillfire.meta.manager.placement import (
     MAX_TARGETS_PER_NODE,
     Domain,
@@ -103,6 +103,7 @@ def evaluate(
     *,
     space: bool = False,
     left: Set[TargetId] = frozenset(),
+    on_row: OnRow = None,
 ) -> Routing | None:
     """Apply everything that is known at this moment: deaths, returns, reports.
 
@@ -118,7 +119,7 @@ def evaluate(
             reports[target.id] = LOST
         elif target.id in said:
             reports[target.id] = said[target.id].report
-    chains = {c.id: next_chain(c, reports) or c for c in routing.chains.values()}
+    chains = {c.id: next_chain(c, reports, on_row) or c for c in routing.chains.values()}
     targets = {
         t.id: _updated(t, chains[t.chain], reports.get(t.id, LOST).local, said.get(t.id))
         for t in routing.targets.values()
