@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hillfire.cli.status import connect_manager
+from hillfire.cli.connect import connect_manager
 from hillfire.cluster import PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.local import daemon

@@ -230,6 +230,63 @@ def fill(path: Path) -> None:
         os.close(fd)
 
 
+def kill_while_returning(world: World) -> None:
+    """A node comes back, and while it is brought up to date another dies."""
+    first, second = world.random.sample(world.cluster.nodes, 2)
+    world.cluster.kill(first)
+    world.resumed("writes resume after a kill")
+    world.cluster.start(first)
+    time.sleep(world.random.uniform(0.0, 0.5))
+    world.cluster.kill(second)
+    world.cluster.start(second)
+    world.serve_again()
+
+
+def kill_manager_while_returning(world: World) -> None:
+    """A node comes back, and the manager dies while it is brought up to date."""
+    node = world.a_node()
+    world.cluster.kill(node)
+    world.resumed("writes resume after a kill")
+    world.cluster.start(node)
+    time.sleep(world.random.uniform(0.0, 0.4))
+    world.cluster.kill("manager")
+    world.cluster.start("manager")
+    world.serve_again()
+
+
+def flap(world: World) -> None:
+    """A node dies again and again as soon as it is back."""
+    node = world.a_node()
+    for _ in range(3):
+        world.cluster.kill(node)
+        world.cluster.start(node)
+        time.sleep(world.random.uniform(0.0, 0.6))
+    world.serve_again()
+
+
+def kill_behind_paused_manager(world: World) -> None:
+    """A node dies while the manager stands still, which then wakes to stale leases."""
+    node = world.a_node()
+    world.cluster.pause("manager")
+    world.cluster.kill(node)
+    time.sleep(LEASE_S * world.random.uniform(0.3, 1.4))
+    world.cluster.resume("manager")
+    world.resumed("writes resume after a kill behind a paused manager")
+    world.cluster.start(node)
+    world.serve_again()
+
+
+def pause_one_kill_others(world: World) -> None:
+    """All nodes but one die while that one stands still; it wakes alone."""
+    one, *others = world.random.sample(world.cluster.nodes, len(world.cluster.nodes))
+    world.cluster.pause(one)
+    world.cluster.kill(*others)
+    time.sleep(LEASE_S * world.random.uniform(0.5, 1.5))
+    world.cluster.resume(one)
+    world.cluster.start(*others)
+    world.serve_again()
+
+
 Fault = Callable[[World], None]
 
 PROCESS_FAULTS: tuple[Fault, ...] = (
@@ -243,6 +300,13 @@ PROCESS_FAULTS: tuple[Fault, ...] = (
     pause_node,
     pause_node_briefly,
     pause_manager,
+)
+COMBINED_FAULTS: tuple[Fault, ...] = (
+    kill_while_returning,
+    kill_manager_while_returning,
+    flap,
+    kill_behind_paused_manager,
+    pause_one_kill_others,
 )
 NETWORK_FAULTS: tuple[Fault, ...] = (
     partition_node,

@@ -12,14 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.faults.run import run
-from tests.faults.schedule import DISK_FAULTS, NETWORK_FAULTS, PROCESS_FAULTS, Fault
+from tests.faults.schedule import (
+    COMBINED_FAULTS,
+    DISK_FAULTS,
+    NETWORK_FAULTS,
+    PROCESS_FAULTS,
+    Fault,
+)
 
 SEED = int(os.environ.get("HILLFIRE_SEED", "3"))
 
 
 def once_each(source: random.Random, networked: bool) -> Iterator[Fault]:
-    """Every kind of fault once."""
-    faults = [*PROCESS_FAULTS, *(NETWORK_FAULTS + DISK_FAULTS if networked else ())]
+    """Every kind of fault once, and one of those that combine several."""
+    faults = [*PROCESS_FAULTS, source.choice(COMBINED_FAULTS)]
+    faults += NETWORK_FAULTS + DISK_FAULTS if networked else ()
     source.shuffle(faults)
     yield from faults
 

@@ -310,7 +310,7 @@ def histories(draw: st.DrawFn) -> list[Operation]:
     return operations
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(histories())
 def test_it_agrees_with_brute_force(operations: list[Operation]) -> None:
     assert judge(operations).ok == brute_force(operations)
@@ -375,7 +375,7 @@ def _run(
 # ---------------------------------------------------------------------- labels
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_labels_tell_what_bytes_would(source: random.Random) -> None:
     size = 300
@@ -448,9 +448,9 @@ def test_a_kept_history_is_judged_again(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- how long it takes
 
 
-@pytest.mark.parametrize("clients", [3, 6, 10])
+@pytest.mark.parametrize("clients", [3, 10])
 def test_hundreds_of_operations_take_seconds(clients: int) -> None:
-    operations = _run(random.Random(clients), 600, clients=clients, size=4096, unknown=0.03)
+    operations = _run(random.Random(clients), 600, clients=clients, size=1024, unknown=0.03)
     began = time.process_time()
     verdict = judge(operations, versions=False)
     took = time.process_time() - began
