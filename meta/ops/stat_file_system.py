@@ -1,22 +1,19 @@
 """StatFileSystem: how much user data fits, and is there; replicas are counted once."""
 
-from collections.abc import Sequence
+from collections import Counter
 
-from hillfire.cluster import PublicState, Routing, Target
+from hillfire.cluster import PublicState, Routing
 from hillfire.proto.meta_pb2 import FileSystemStatus
 from hillfire.types import TargetId
 
 _HAS_DATA = (PublicState.SERVING, PublicState.LAST_SERVING)
-SAME_DISK_PARTS = 256
-"""Targets of one host whose disks are equally large, and equally full but for a part of this many,
-are taken to lie on one disk: several nodes of a small cluster often do, and nothing tells."""
 
 
 def stat_file_system(routing: Routing, inodes: int) -> FileSystemStatus:
     """Add the chains up: each holds as much as the least of its targets' shares of their disks.
 
-    A target reports its whole disk, which all targets there share. Those that report nothing (no
-    heartbeat yet) do not count.
+    A target reports its whole disk, which all targets there share, those of other nodes of the
+    same host too. Those that report nothing (no heartbeat yet) do not count.
     """
     sharing = _sharing(routing)
     capacity = used = 0
@@ -36,24 +33,12 @@ def stat_file_system(routing: Routing, inodes: int) -> FileSystemStatus:
 
 
 def _sharing(routing: Routing) -> dict[TargetId, int]:
-    """Return for each target how many targets its disk carries."""
-    alike: dict[tuple[str, int], list[Target]] = {}
+    """Return for each target that reports its space how many targets its disk carries."""
+    disks: dict[TargetId, tuple[object, ...]] = {}
     for target in routing.targets.values():
         node = routing.nodes.get(target.node)
         if target.capacity_bytes and node is not None:
-            alike.setdefault((node.endpoint.host, target.capacity_bytes), []).append(target)
-    sharing: dict[TargetId, int] = {}
-    for (_, size), targets in alike.items():
-        targets.sort(key=lambda target: target.used_bytes)
-        disk: list[Target] = []
-        for target in targets:
-            if disk and target.used_bytes - disk[-1].used_bytes > size // SAME_DISK_PARTS:
-                _count(disk, sharing)
-                disk = []
-            disk.append(target)
-        _count(disk, sharing)
-    return sharing
-
-
-def _count(disk: Sequence[Target], sharing: dict[TargetId, int]) -> None:
-    sharing.update((target.id, len(disk)) for target in disk)
+            known = (node.endpoint.host, target.device)
+            disks[target.id] = known if target.device else ("", node.id, target.disk)
+    carried = Counter(disks.values())
+    return {target: carried[disk] for target, disk in disks.items()}

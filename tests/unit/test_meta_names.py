@@ -355,7 +355,9 @@ def test_the_check_sees_damage(invariant: str) -> None:
 def test_space_counts_replicas_and_shared_disks_once() -> None:
     serving = PublicState.SERVING
 
-    def routing(capacity: list[int], used: list[int], hosts: list[str]) -> Routing:
+    def routing(
+        capacity: list[int], used: list[int], hosts: list[str], devices: tuple[int, ...] = (5, 5, 5)
+    ) -> Routing:
         """Three nodes with four targets each, four chains over all of them."""
         nodes = {
             NodeId(n): Node(NodeId(n), NodeKind.STORAGE, Endpoint("", "", "", hosts[n]), 1, True)
@@ -364,7 +366,7 @@ def test_space_counts_replicas_and_shared_disks_once() -> None:
         targets = {
             TargetId(4 * n + c): Target(
                 TargetId(4 * n + c), NodeId(n), ChainId(c), 0, serving, LocalState.UP_TO_DATE,
-                used[n] + c, capacity[n],
+                used[n] + c, capacity[n], devices[n],
             )
             for n in range(3)
             for c in range(4)
@@ -381,8 +383,9 @@ def test_space_counts_replicas_and_shared_disks_once() -> None:
     assert (one.capacity_bytes, one.used_bytes // 10, one.inodes) == (4000, 40, 7)
     three = stat_file_system(routing([12000] * 3, [1200] * 3, ["a", "b", "c"]), 0)
     assert (three.capacity_bytes, three.used_bytes // 10) == (12000, 120)
-    disks = stat_file_system(routing([12000] * 3, [1200, 2400, 3600], ["h"] * 3), 0)
-    assert (disks.capacity_bytes, disks.used_bytes // 100) == (12000, 36)
-    least = stat_file_system(routing([12000, 8000, 4000], [1200] * 3, ["h"] * 3), 0)
+    for devices in ((5, 6, 7), (0, 0, 0)):  # 0: not told, then each node has a disk of its own
+        disks = stat_file_system(routing([12000] * 3, [1200, 2400, 3600], ["h"] * 3, devices), 0)
+        assert (disks.capacity_bytes, disks.used_bytes // 100) == (12000, 36)
+    least = stat_file_system(routing([12000, 8000, 4000], [1200] * 3, ["h"] * 3, (5, 6, 7)), 0)
     assert least.capacity_bytes == 4000
     assert stat_file_system(Routing("", 0), 3).capacity_bytes == 0
