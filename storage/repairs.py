@@ -53,14 +53,20 @@ class Repairs:
         self._counters = counters
         self._at_work: dict[ChunkId, asyncio.Task[Code]] = {}
 
-    def schedule(self, chunk: ChunkId, why: str) -> "asyncio.Task[Code] | None":
-        """Repair a chunk, unless that is being done; None if too many are."""
+    def schedule(
+        self, chunk: ChunkId, why: str, *, damaged: bool = True
+    ) -> "asyncio.Task[Code] | None":
+        """Repair a chunk, unless that is being done; None if too many are.
+
+        ``damaged``: its bytes failed their checksums; else it is missing here, or old.
+        """
         found = self._at_work.get(chunk)
         if found is not None:
             return found
         if len(self._at_work) >= MAX_AT_WORK:
             return None
-        self._counters.damaged += 1
+        self._counters.damaged += damaged
+        self._counters.behind += not damaged
         task = asyncio.create_task(self._repair(chunk, why))
         self._at_work[chunk] = task
         task.add_done_callback(lambda _: self._at_work.pop(chunk, None))
@@ -88,7 +94,7 @@ class Repairs:
         name = f"chunk {chunk.hex()} of target {shell.target}"
         if code is Code.OK:
             self._counters.repaired += 1
-            self._counters.note(f"{name} was damaged and is repaired ({why})")
+            self._counters.note(f"{name} is repaired ({why})")
             log.warning("event=chunk_repaired target=%d chunk=%s", shell.target, chunk.hex())
         elif code is Code.CORRUPT:
             self._counters.lost += 1
@@ -96,7 +102,7 @@ class Repairs:
             log.critical("event=chunk_lost target=%d chunk=%s remedy=%r", shell.target, chunk.hex(),
                          "no replica has a good copy; restore its file")  # fmt: skip
         else:
-            self._counters.note(f"{name} is damaged and not yet repaired: {code.name}")
+            self._counters.note(f"{name} is not yet repaired: {code.name} ({why})")
             log.error("event=chunk_not_repaired target=%d chunk=%s code=%s",
                       shell.target, chunk.hex(), code.name)  # fmt: skip
         return code

@@ -1,9 +1,9 @@
 """Scrubber: walks all chunks of a node's targets slowly, and makes good what it finds wrong.
 
 A pass has two parts. First the target's list of chunks is compared with those of the other serving
-targets (``audit.py``): one that lacks a chunk, or has it otherwise than most, stops and comes back
-through a resync, loudly. Then every byte is read from the disk and verified; a damaged chunk is
-repaired from another replica at once (``repairs.py``).
+targets (``audit.py``): what is missing or old here is repaired from them (``repairs.py``); a target
+that has a chunk otherwise than most stops and comes back through a resync, loudly. Then every byte
+is read from the disk and verified; a damaged chunk is repaired at once.
 
 The walk is paced so that it comes round once in the configured time, and takes its turns with the
 syncs of the node (``turns.py``), so that foreground requests keep what is theirs.
@@ -201,7 +201,7 @@ class Walk:
             after = page.chunks[-1].id
 
     async def _look_closer(self, suspects: Sequence[ChunkId]) -> None:
-        """Look at what differs twice; stop the target over what differs both times."""
+        """Look at what differs twice; act on what differs both times."""
         first = await self._judge(suspects)
         suspects = [c for c in suspects if first[c].finding in (Finding.BEHIND, Finding.ODD)]
         if not suspects:
@@ -211,17 +211,22 @@ class Walk:
         found = {c: second[c] for c in suspects if still(first[c], second[c])}
         if not found:
             return
+        shell, repairs = self._life()
+        for chunk, judgement in found.items():
+            if judgement.finding is Finding.BEHIND:
+                repairs.schedule(chunk, judgement.reason, damaged=False)
+        odd = {c: each for c, each in found.items() if each.finding is Finding.ODD}
+        if not odd:
+            return
         counters = self.target.counters
-        counters.behind += sum(each.finding is Finding.BEHIND for each in found.values())
-        counters.odd += sum(each.finding is Finding.ODD for each in found.values())
-        chunk, judgement = next(iter(found.items()))
+        counters.odd += len(odd)
+        chunk, judgement = next(iter(odd.items()))
         text = (
-            f"{len(found)} chunks differ from the other replicas', for example "
+            f"{len(odd)} chunks verify here and yet are not what other replicas have, for example "
             f"{chunk.hex()}: {judgement.reason}"
         )
         counters.note(f"target {self.target.id}: {text}; it is brought up to date")
-        shell, _ = self._life()
-        # Source: design.md 5.3: what verifies here and yet differs goes offline for a resync.
+        # Source: design.md 5.3: what verifies on both sides and differs goes offline for a resync.
         shell.fail(Error(Code.CORRUPT, text))
         raise Error(Code.NOT_SERVING, text)
 
