@@ -23,6 +23,9 @@ from hillfire.proto.wire.chunks import NO_CHUNK, WRITE, WRITE_ITEMS, WRITE_RESUL
 ATTEMPT_S = 5.0
 """Of one request: a head may wait for its dead successor's lease, twice."""
 
+MAX_CUT_PAUSE_S = 0.1
+"""Between questions whether a truncate is over."""
+
 
 class Update:
     """What stays the same of a piece across its retries."""
@@ -203,7 +206,7 @@ def _new_epoch(work: Writing, item: int) -> Operation[None]:
                 work.extents[item] = old._replace(epoch=inode.epoch, cutting=False)
                 return
             count += 1
-            pause = delay_s(count)
+            pause = min(MAX_CUT_PAUSE_S, delay_s(count))
             if core.clock() + pause >= work.deadline:
                 text = f"a truncate of inode {old.inode} is under way and does not end"
                 raise Error(Code.TIMED_OUT, text)
