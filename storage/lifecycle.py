@@ -191,6 +191,17 @@ class Lifecycle:
         state = f"{self.state.name} at {self.version}" if self.living else "closed"
         return f"<Lifecycle {self.target} {self.local.name} {state} {self.reason}>"
 
+    @property
+    def said_at(self) -> int:
+        """Return the chain version that belongs to ``local`` in a report.
+
+        The one acted on; of a target that is offline, the one it knows: only so can the manager
+        tell that word from one of an earlier life, which came late or crossed its own decision.
+        """
+        if self.local is not LocalState.OFFLINE:
+            return self.version
+        return self._chain.version if self._chain is not None else 0
+
     def handle(self, event: Event) -> list[Effect]:
         """Take one event and return what must be done about it."""
         out = self._out = []
@@ -256,6 +267,8 @@ class Lifecycle:
         elif self.living:
             self._route(event.chain)
         else:
+            if event.chain.state_of(self.target) is PublicState.SERVING:
+                self._out.append(Report())
             self._return()
 
     def _withdraw(self) -> None:

@@ -328,7 +328,7 @@ class Target:
 
     def report(self) -> pb.TargetReport:
         """Return what the next heartbeat says of this target."""
-        space, shell, resync = self.space, self.shell, self._resync
+        space, resync = self.space, self._resync
         reason = self.life.reason
         if not reason and space.no_new_chunks:
             reason = "its disk is nearly full: it takes no new chunks"
@@ -337,7 +337,7 @@ class Target:
             local=cluster_pb2.LocalState.ValueType(int(self.local)),
             used_bytes=space.used_bytes,
             capacity_bytes=space.capacity_bytes,
-            chain_version=shell.replica.version if shell is not None else 0,
+            chain_version=self.life.said_at,
             device=self.disk.device,
             reason=reason,
             progress=resync[0].progress() if resync is not None else None,

@@ -36,11 +36,11 @@ class Report(NamedTuple):
 
     local: LocalState
     chain_version: int
-    """that the target had acted on when it said so"""
+    """that the target acted on when it said so; of one that is offline, the one it knew"""
 
 
-LOST = Report(DEAD, 0)
-"""What stands for the report of a target whose node is dead."""
+LOST = Report(DEAD, -1)
+"""What stands for the report of a target whose node is dead, whatever the chain's version."""
 
 
 class If(Enum):
@@ -167,13 +167,17 @@ def check(chain: Chain) -> None:
 
 
 def _local(chain: Chain, target: TargetId, report: Report) -> LocalState:
-    """Return a target's local state, a claim from before its sync began not being believed.
+    """Return a target's local state, no claim of the past being believed.
 
-    A heartbeat may arrive late: "up to date" from when the target served would otherwise end a
-    sync that has hardly begun.
+    A heartbeat may arrive late, or cross the chain's change: "up to date" from when the target
+    served would otherwise end a sync that has hardly begun; and "offline" from an earlier life
+    would take a target out that serves, and goes on to (found by the simulator, seed 1222).
     """
-    outdated = report.chain_version != chain.version and chain.state_of(target) is SYNCING
-    return ONLINE if outdated and report.local is UP_TO_DATE else report.local
+    if report.chain_version in (chain.version, LOST.chain_version):
+        return report.local
+    state = chain.state_of(target)
+    outdated = (UP_TO_DATE, SYNCING), (DEAD, SERVING)
+    return ONLINE if (report.local, state) in outdated else report.local
 
 
 def _in_turn(
