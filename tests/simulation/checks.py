@@ -85,6 +85,10 @@ class Checks:
         if code not in self.allowed_stops:
             raise Failure(f"{home} stays out: {code.name} {reason}")
 
+    def lost(self, home: "Home", chunks: Sequence[ChunkId]) -> None:
+        """Judge chunks of which the chain says that no good copy is left."""
+        raise Failure(f"{home} says that {[chunk.hex() for chunk in chunks]} are lost")
+
     def stopped(self, home: "Home", stop: Stop) -> None:
         """Judge why a replica stopped."""
         if Code(stop.code) not in self.allowed_stops:

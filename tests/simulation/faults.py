@@ -85,8 +85,9 @@ class Faults:
 
     def _block(self, pairs: list[tuple[Process, Process]], seconds: float) -> None:
         names = [(one.name, other.name) for one, other in pairs]
-        text = ", ".join(f"{one} -> {other}" for one, other in names)
-        self.world.story.tell("network", f"nothing passes {text}")
+        if self.world.story.on:
+            text = ", ".join(f"{one} -> {other}" for one, other in names)
+            self.world.story.tell("network", f"nothing passes {text}")
         for one, other in names:
             self.world.network.block(one, other)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hillfire.cluster import Chain, PublicState
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.chunks import ForwardItem, Kind
 from hillfire.storage import lifecycle
 from hillfire.storage.craq import effects, events
 from hillfire.storage.craq.check import check
@@ -19,20 +18,18 @@ from hillfire.storage.craq.operation import Operation
 from hillfire.storage.craq.replica import Replica
 from hillfire.storage.lifecycle import Lifecycle
 from hillfire.storage.store.base import ChunkStore, Image, Update
-from hillfire.storage.store.checksum import crc32c
 from hillfire.types import ChainId, ChunkId, TargetId, Version
+from tests.simulation import sending
 from tests.simulation.syncing import Syncing
 
 if TYPE_CHECKING:
     from tests.simulation.storage_node import StorageNode
 
-FORWARD_TIMEOUT_S = 10.0
 RETRY_MIN_S = 0.01
 RETRY_MAX_S = 0.2
 REOPEN_S = 0.5
 INLINE_BYTES = 16 * 1024
 INLINE_ITEMS = 8
-MIN_CLASS = 65536
 
 Done = Callable[[Sequence[Outcome]], None]
 
@@ -49,6 +46,7 @@ class Home:
         self.replica: Replica | None = None
         self.store: ChunkStore | None = None
         self.used_bytes = 0
+        self._repairing: set[ChunkId] = set()
         self._looking = self._looked = False
         self._requests: dict[int, tuple[list[int], list[Outcome], Done]] = {}
         self._number = 0
@@ -123,10 +121,11 @@ class Home:
     def _begin(self, effect: lifecycle.Begin) -> None:
         store = self.store
         assert store is not None
+        self._repairing = set()
         self.replica = Replica(
             self.target, store.get, store.pending(), store.tags(),
             inspect=check if self.world.inspect else None,
-            **_HOOK(self),
+            on_rule=self.world.coverage.rule,
         )  # fmt: skip
         self._back_off_s = RETRY_MIN_S
 
@@ -185,12 +184,15 @@ class Home:
             if self.replica is None:
                 continue
             self.world.coverage.events += 1
-            for effect in self.replica.handle(event):
+            wanted = self.replica.handle(event)
+            if self.world.story.verbose:
+                self.tell(f"{shown(event)} => {'; '.join(map(shown, wanted)) or 'nothing'}")
+            for effect in wanted:
                 self.node.step()
                 _REPLICA[type(effect)](self, effect)
         self._handling = False
 
-    def _work(self, job: Callable[[], Any], done: Callable[[Any], None], inline: bool) -> None:
+    def work(self, job: Callable[[], Any], done: Callable[[Any], None], inline: bool) -> None:
         """Run a store's job here, or in a thread: then it begins and ends later."""
         replica, disk = self.replica, self.node.disk
         assert replica is not None
@@ -227,6 +229,7 @@ class Home:
                 Update(
                     o.chunk, Version(o.version), o.kind, o.offset, o.length,
                     _payload(o), o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes,
+                    o.source, Version(o.source_version),
                 )
                 for o in operations
             ]  # fmt: skip
@@ -240,7 +243,7 @@ class Home:
                 self.handle(events.Prepared(result))
 
         total = sum(len(_payload(o)) for o in operations)
-        self._work(job, done, total <= INLINE_BYTES and len(operations) <= INLINE_ITEMS)
+        self.work(job, done, total <= INLINE_BYTES and len(operations) <= INLINE_ITEMS)
 
     def _commit(self, effect: effects.Commit) -> None:
         operations, chain_version, store = effect.operations, effect.chain_version, self.store
@@ -256,7 +259,7 @@ class Home:
             else:
                 self.handle(events.Committed(operations))
 
-        self._work(job, done, len(operations) <= INLINE_ITEMS)
+        self.work(job, done, len(operations) <= INLINE_ITEMS)
 
     def _discard(self, effect: effects.Discard) -> None:
         assert self.store is not None
@@ -266,112 +269,14 @@ class Home:
         except Error as error:
             self._broken("discard", error)
 
-    def _forward(self, effect: effects.Forward) -> None:
-        store = self.store
-        assert store is not None
-        items, payloads = [], []
-        for o, _ in effect.operations:
-            payload = o.payload
-            if payload is None:
-                into = memoryview(bytearray(o.chunk_bytes or self.world.chunk_bytes))
-                try:
-                    payload = into[: store.read_pending(o.chunk, into)]
-                except Error as error:
-                    self._not_sent(effect.operations, error)
-                    return
-            image = o.image
-            assert image is not None
-            items.append(
-                ForwardItem(
-                    o.chunk, self.chain_id, effect.chain_version, o.kind, o.offset, o.length,
-                    o.checksum, o.epoch, o.chunk_bytes, *o.tag, o.version, *image,
-                )
-            )  # fmt: skip
-            payloads.append(payload)
-        self._send(effect.target, effect.operations, items, payloads)
+    def reached(self) -> None:
+        """Note that the successor answers."""
+        self._back_off_s = RETRY_MIN_S
 
-    def _transfer(self, effect: effects.Transfer) -> None:
-        def job() -> tuple[list[ForwardItem], list[memoryview]]:
-            found = [
-                self.whole(operation.chunk, effect.chain_version)
-                for operation, _ in effect.operations
-            ]
-            return [item for item, _ in found], [data for _, data in found]
-
-        def done(result: Any) -> None:
-            if isinstance(result, Exception):
-                self._not_sent(effect.operations, result)
-            else:
-                self._send(effect.target, effect.operations, *result)
-
-        self._work(job, done, inline=False)
-
-    def whole(self, chunk: ChunkId, chain_version: int) -> tuple[ForwardItem, memoryview]:
-        """Describe a chunk as it is committed, as ``storage/transfers.py`` does."""
-        store = self.store
-        assert store is not None
-        meta = store.get(chunk)
-        data = memoryview(b"")
-        if meta is None:
-            checksum = crc32c(b"")
-            item = ForwardItem(
-                chunk, self.chain_id, chain_version, Kind.REMOVE, 0, 0, checksum, 0, MIN_CLASS,
-                0, 0, 0, 0, 0, 0,
-            )  # fmt: skip
-            return item, data
-        checksum = crc32c(b"")
-        if not meta.removed and meta.length:
-            into = memoryview(bytearray(meta.length))
-            count, checksum, version = store.read(chunk, 0, into)
-            if (count, version) != (meta.length, meta.version):
-                raise Error(Code.INTERNAL, f"chunk {chunk.hex()} changed under its lock")
-            data = into
-        size = max(MIN_CLASS, 1 << (len(data) - 1).bit_length()) if len(data) else MIN_CLASS
-        kind = Kind.REMOVE if meta.removed else Kind.REPLACE
-        item = ForwardItem(
-            chunk, self.chain_id, chain_version, kind, 0, len(data), checksum, meta.epoch, size,
-            *meta.tag, meta.version, meta.length, meta.checksum,
-        )  # fmt: skip
-        return item, data
-
-    def _send(
-        self,
-        target: TargetId,
-        operations: Sequence[tuple[Operation, int]],
-        items: Sequence[ForwardItem],
-        payloads: Sequence[Any],
-    ) -> None:
-        replica = self.replica
-        try:
-            peer = self.world.node_of(self.node.routing.node_of(target).id)
-        except Error as error:
-            self._not_sent(operations, error)
-            return
-
-        def answered(reply: Any) -> None:
-            if self.replica is not replica:
-                return
-            if isinstance(reply, Exception):
-                self._not_sent(operations, reply)
-                return
-            self._back_off_s = RETRY_MIN_S
-            outcomes = [(o, n, each) for (o, n), each in zip(operations, reply, strict=True)]
-            self.handle(events.Forwarded(outcomes))
-
-        body = items, [bytes(payload) for payload in payloads]
-        network = self.node.network
-        network.call(self.node, peer, "forward", body, FORWARD_TIMEOUT_S, answered)
-
-    def _not_sent(self, operations: Sequence[tuple[Operation, int]], cause: Exception) -> None:
-        if not isinstance(cause, Error):
-            raise cause
-        outcome = Outcome(Code.CONNECTION)
-        event = events.Forwarded([(o, attempt, outcome) for o, attempt in operations])
-        self.node.after(0.0, lambda replica=self.replica: self._hand(replica, event))  # type: ignore[misc]
-
-    def _hand(self, replica: Replica | None, event: events.Event) -> None:
-        if self.replica is replica:
-            self.handle(event)
+    def _lost(self, effect: effects.Lost) -> None:
+        for chunk in effect.chunks:
+            self.tell(f"LOST: no good copy of {chunk.hex()} is left")
+        self.world.checks.lost(self, effect.chunks)
 
     def _replies(self, effect: effects.Replies) -> None:
         for number, item, *outcome in effect.answers:
@@ -388,7 +293,12 @@ class Home:
 
     def _retry_later(self, effect: effects.RetryLater) -> None:
         replica = self.replica
-        self.node.after(self._back_off_s, lambda: self._hand(replica, events.RetryDue()))
+
+        def due() -> None:
+            if self.replica is replica:
+                self.handle(events.RetryDue())
+
+        self.node.after(self._back_off_s, due)
         self._back_off_s = min(RETRY_MAX_S, self._back_off_s * 2)
         self.node.poke()
 
@@ -396,6 +306,22 @@ class Home:
         self.tell(f"stops: {Code(effect.code).name} {effect.reason}")
         self.world.checks.stopped(self, effect)
         self.advance(lifecycle.Stopped(effect.code, effect.reason))
+
+    def read_failed(self, chunk: ChunkId, error: Error) -> None:
+        """A read found its bytes damaged, or the disk broken."""
+        if error.code is Code.IO:
+            self.handle(events.StoreFailed(error.code, "a read failed"))
+        elif error.code is Code.CORRUPT and chunk not in self._repairing:
+            assert self.replica is not None
+            self._repairing.add(chunk)
+            self.tell(f"chunk {chunk.hex()} is damaged")
+
+            def done(outcomes: Sequence[Outcome]) -> None:
+                self._repairing.discard(chunk)
+                self.tell(f"repair of {chunk.hex()}: {Code(outcomes[0].code).name}")
+
+            number = self.request(1, done)
+            self.handle(events.RepairArrived(number, self.replica.version, [chunk]))
 
     # ------------------------------------------------------------------ questions
 
@@ -418,7 +344,20 @@ class Home:
         return f"{len(self._requests)} requests, {held}"
 
 
-_HOOK = (lambda home: {"on_rule": home.world.coverage.rule}) if "on_rule" in Replica.__init__.__code__.co_varnames else (lambda home: {})
+def shown(each: Any) -> str:
+    """Return an event or an effect in a line."""
+    fields = []
+    for value in each:
+        text = repr([shown_item(v) for v in value]) if isinstance(value, list | tuple) else repr(value)
+        fields.append(text if len(text) < 400 else f"{text[:400]}...")
+    return f"{type(each).__name__}({', '.join(fields)})"
+
+
+def shown_item(item: Any) -> Any:
+    """Leave out payloads."""
+    if isinstance(item, memoryview):
+        return f"{len(item)} bytes"
+    return item
 
 
 def _payload(operation: Operation) -> memoryview:
@@ -456,8 +395,10 @@ _LIFE: dict[type, Callable[[Home, Any], None]] = {
 
 _REPLICA: dict[type, Callable[[Home, Any], None]] = {
     effects.Prepare: Home._prepare,
-    effects.Forward: Home._forward,
-    effects.Transfer: Home._transfer,
+    effects.Forward: sending.forward,
+    effects.Transfer: sending.transfer,
+    effects.Fetch: sending.fetch,
+    effects.Lost: Home._lost,
     effects.Commit: Home._commit,
     effects.Discard: Home._discard,
     effects.Replies: Home._replies,

@@ -57,8 +57,9 @@ class ManagerNode(Process):
         plan = self.world.plan
         settings = Settings(lease_ns=plan.lease_ms * 1_000_000)
         self._machine = Manager(
-            settings, self.store.routing, self.store.decisions, self.boot_ns()
-        )
+            settings, self.store.routing, self.store.decisions, self.boot_ns(),
+            on_row=self.world.coverage.row,
+        )  # fmt: skip
         self.handle(events.Announced(self.boot_ns(), self.world.manager_endpoint))
         self._tick()
 
@@ -145,6 +146,10 @@ class ManagerNode(Process):
         if method == "get_routing":
             self._get_routing(*body, reply)
             return
+        if self.world.story.verbose and method == "heartbeat":
+            said = ", ".join(f"t{t} {s.report.local.name} at {s.report.chain_version}"
+                             for t, s in body[3].items())  # fmt: skip
+            self.world.story.tell(self.name, f"heartbeat of n{body[0]}: {said}")
         self._requests += 1
         self._asking[self._requests] = reply
         self.handle(_EVENTS[method](self.boot_ns(), self._requests, *body))

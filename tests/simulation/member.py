@@ -66,8 +66,10 @@ class Member(Process):
     def expelled(self, error: Error) -> None:
         """End: the manager says that this process can be a member no more."""
         self.lease.end()
-        self.world.expelled(self, error)
+        self.world.checks.expelled(self, error)
+        self.world.coverage.count("expelled")
         self.kill(f"ends, expelled: {error.strerror}")
+        self.scheduler.later(RETRY_S, lambda: None if self.alive else self.start())
 
     def poke(self) -> None:
         """Send a heartbeat now: what it says has changed."""
@@ -111,10 +113,19 @@ class Member(Process):
             return
         self._poked, self._under_way = False, True
         self._beat_at += 1
+        turn = self._beat_at
         sent_ns, plan = self.boot_ns(), self.world.plan
         body = (self.node, self.incarnation, self.routing.version, self.report())
 
+        story = self.world.story
+        if story.verbose:
+            said = ", ".join(f"t{t} {s.report.local.name} at {s.report.chain_version}"
+                             for t, s in body[3].items())  # fmt: skip
+            story.tell(self.name, f"heartbeat {self._beat_at}: {said}")
+
         def answered(reply: Any) -> None:
+            if story.verbose:
+                story.tell(self.name, f"heartbeat {turn} answered: {type(reply).__name__}")
             self._under_way = False
             if isinstance(reply, Error):
                 self._lost(reply)

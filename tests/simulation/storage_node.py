@@ -12,16 +12,17 @@ from hillfire.errors import Code, Error
 from hillfire.meta.manager.chains import Report
 from hillfire.meta.manager.decide import Status
 from hillfire.proto.wire.chunks import RELAXED, ForwardItem, ReadItem, ReadResult, WriteItem
-from hillfire.storage import lifecycle
+from hillfire.storage import cuts, lifecycle
 from hillfire.storage.craq import events
 from hillfire.storage.craq.events import Outcome
-from hillfire.storage.services import _cut
 from hillfire.storage.comparison import Remote
+from hillfire.storage.copies import read_copy
 from hillfire.types import ChainId, ChunkId, InodeId, NodeId, TargetId
 from tests.simulation.disk import Disk
 from tests.simulation.home import Home
 from tests.simulation.member import Member
 from tests.simulation.process import Reply
+from tests.simulation.sending import copy_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -60,7 +61,7 @@ class StorageNode(Member):
         said = {}
         for home in self.homes.values():
             if home.life.settled:
-                report = Report(home.life.local, home.life.version)
+                report = Report(home.life.local, home.life.said_at)
                 said[home.target] = Status(report, home.used_bytes, self.disk.capacity_bytes)
         return said
 
@@ -190,12 +191,10 @@ class StorageNode(Member):
         home = self._active(body.chain, body.chain_version)
         if not home.serves():
             raise Error(Code.NOT_SERVING, f"{home} does not serve")
-        assert home.store is not None
-        items = []
-        for chunk, meta in home.store.scan_inode(InodeId(body.inode)):
-            item = _cut(chunk, meta, body)
-            if item is not None:
-                items.append(item)
+        assert home.store is not None and home.replica is not None
+        inode = InodeId(body.inode)
+        pending = cuts.under_way(home.replica.holders, inode)
+        items = cuts.cuts(home.store.scan_inode(inode), pending, body)
         if not items:
             reply(0)
             return
@@ -212,6 +211,31 @@ class StorageNode(Member):
 
     # ------------------------------------------------------------------ durability, recovery
 
+    def _fetch(self, body: Any, reply: Reply) -> None:
+        chunk, chain, chain_version = body
+        home = self._active(chain, chain_version)
+        store = home.store
+        assert store is not None
+
+        def job() -> Any:
+            meta = store.get(chunk)
+            data = memoryview(bytearray(meta.length if meta is not None else 0))
+            return read_copy(store, chunk, data), data
+
+        def done(result: Any) -> None:
+            if isinstance(result, Error):
+                reply(result)
+                return
+            record, data = result
+            if record.code in (Code.CORRUPT, Code.IO):
+                home.read_failed(chunk, Error(Code(record.code)))
+            if self.lease.valid():
+                reply(copy_of(record, data))
+            else:
+                reply(Error(Code.LEASE_EXPIRED, "the lease ended during the read"))
+
+        home.work(job, done, inline=False)
+
     def _sync(self, body: Any, reply: Reply) -> None:
         home = self._active(*body)
         if not home.serves():
@@ -227,7 +251,7 @@ class StorageNode(Member):
             else:
                 reply(None)
 
-        home._work(store.sync, done, inline=False)
+        home.work(store.sync, done, inline=False)
 
     def _list(self, body: Any, reply: Reply) -> None:
         chain, chain_version, after, limit = body
@@ -272,6 +296,7 @@ _METHODS: dict[str, Callable[[StorageNode, Any, Reply], None]] = {
     "write": StorageNode._write,
     "forward": StorageNode._forward,
     "truncate": StorageNode._truncate,
+    "fetch": StorageNode._fetch,
     "sync": StorageNode._sync,
     "list": StorageNode._list,
     "sync_done": StorageNode._sync_done,

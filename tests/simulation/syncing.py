@@ -96,7 +96,7 @@ class Syncing:
             else:
                 self._handle(recovery.Scanned(result))
 
-        self.home._work(job, done, inline=False)
+        self.home.work(job, done, inline=False)
 
     def _send(self, effect: recovery.SendBatch) -> None:
         number = self.home.request(
