@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from hillfire.cli import operate_app
+
 app = typer.Typer(
     name="hillfire",
     no_args_is_help=True,
@@ -30,11 +32,13 @@ The data stays in the directory; the next `up` serves it again. From Python:
 )
 node_app = typer.Typer(
     no_args_is_help=True,
-    help="""Take one process of a running cluster down and up again, to see what happens.
+    help="""Take one process of a local cluster down and up again; drain a storage node of any.
 
     hillfire node kill storage-102 --dir ~/hf
 
-    hillfire node start storage-102 --dir ~/hf""",
+    hillfire node start storage-102 --dir ~/hf
+
+    hillfire node drain storage-102""",
 )
 app.add_typer(node_app, name="node", rich_help_panel="A cluster on this machine")
 
@@ -117,6 +121,9 @@ def _version(wanted: bool) -> None:
 
         typer.echo(f"hillfire {version('hillfire')}")
         raise typer.Exit
+
+
+operate_app.add_to(app, node_app, ANY)
 
 
 @app.callback()
