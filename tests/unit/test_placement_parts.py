@@ -140,7 +140,7 @@ def test_a_dead_disk_is_rebuilt_by_many() -> None:
 
 
 def test_disks_change_chains_where_that_evens_out_who_meets() -> None:
-    """Seven nodes with three disks: no two disks share a second chain (chain by chain, some did)."""
+    """Seven nodes with three disks: no two disks share two chains (at first some did)."""
     plan = make_plan([Home(NodeId(i), 3) for i in range(7)], 4, 3)
     met = Counter(pair for chain in plan.chains for pair in combinations(sorted(chain), 2))
     assert max(met.values()) == 1

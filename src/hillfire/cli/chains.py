@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from hillfire.cli.connect import connect_manager, last_cluster
-from hillfire.cli.placement import domain_of, made, read_table
+from hillfire.cli.placement_table import domain_of, made, read_table
 from hillfire.cli.placement_view import headline, kept_apart
 from hillfire.cluster import Routing
 from hillfire.meta.manager.decide import describe, homes_of, per_disk

@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hillfire.cli.placement import Made
+from hillfire.cli.placement_table import Made
 from hillfire.meta.manager.placement import Domain, Plan
 from hillfire.meta.manager.placement.evenness import Spread, recovery_load
 
