@@ -70,7 +70,9 @@ class Client:
         self.recorder = Recorder(time.monotonic_ns)
         self.outcome = Outcome(job.name)
         self.file = job.file
-        self.may_be_full = False
+        self.full = False
+        self._full_until = 0
+        """what was asked until then may have been told that there is no space"""
         self.ended = threading.Event()
         self._labels = 0
 
@@ -79,7 +81,9 @@ class Client:
         for line in sys.stdin:
             order = json.loads(line)
             self.file = order.get("file", self.file)
-            self.may_be_full = order.get("full", self.may_be_full)
+            if self.full:
+                self._full_until = time.monotonic_ns()
+            self.full = order.get("full", self.full)
         self.ended.set()
 
     def run(self) -> None:
@@ -137,13 +141,21 @@ class Client:
         """Record what came of a write."""
         if result == operation.length:
             self.recorder.returned(operation)
-        elif isinstance(result, Error) and result.code in _FULL and self.may_be_full:
+        elif isinstance(result, Error) and result.code in _FULL and self.may_be_full(operation):
             self.outcome.full += 1
             self.recorder.refused(operation)
-        elif isinstance(result, OSError) and result.errno == errno.ENOSPC and self.may_be_full:
+        elif (
+            isinstance(result, OSError)
+            and result.errno == errno.ENOSPC
+            and self.may_be_full(operation)
+        ):
             self.outcome.full += 1  # by way of the mount: a part may have been stored
         else:
             self.failed(operation, result)
+
+    def may_be_full(self, operation: Operation) -> bool:
+        """Tell whether a disk was full while an operation was under way."""
+        return self.full or operation.invoked <= self._full_until
 
     def saw(self, operation: Operation, result: int | OSError, data: memoryview) -> None:
         """Record what came of a read."""
