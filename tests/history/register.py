@@ -10,15 +10,12 @@ Chunks that a clone connects are one register: no order of one can be judged wit
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import lru_cache
 from math import gcd
 
 from tests.history.operation import Extent, Kind, Operation
 from tests.history.pattern import WORD, pattern
 
 MAX_SEGMENTS = 1 << 16
-
-_pattern = lru_cache(1 << 18)(pattern)
 
 Chunk = tuple[tuple[int, ...], int, int, bool]
 """content of each segment, length, epoch, presence: each only as far as it matters"""
@@ -187,6 +184,7 @@ class Register:
         numbers: list[dict[int | bytes, int]] = [{0: 0} for _ in range(self.n_segments)]
         appended: dict[int | bytes, int] = {0: 0}
         exact = self._exact()
+        bytes_of = _Patterns(self.operations)
         for operation in self.operations:
             if operation.kind not in (Kind.READ, Kind.WRITE, Kind.APPEND):
                 self._low.append(0)
@@ -197,7 +195,8 @@ class Register:
             high = bisect_left(self.borders, start + operation.length)
             shift = start - max(operation.offset, 0)
             values = []
-            cursor = _Cursor([e._replace(offset=e.offset + shift) for e in operation.content])
+            extents = [e._replace(offset=e.offset + shift) for e in operation.content]
+            cursor = _Cursor(extents, bytes_of)
             for segment in range(low, high):
                 begin, end = self.borders[segment], self.borders[segment + 1]
                 value = cursor.take(begin, end, segment in exact or self.appends)
@@ -226,8 +225,9 @@ class Register:
 class _Cursor:
     """Takes content in order, a segment at a time."""
 
-    def __init__(self, extents: Sequence[Extent]) -> None:
-        self._extents = sorted(extents)
+    def __init__(self, extents: list[Extent], bytes_of: "_Patterns") -> None:
+        self._extents = sorted(extents, key=lambda each: each.offset)
+        self._bytes_of = bytes_of
         self._at = 0
 
     def take(self, begin: int, end: int, exact: bool) -> int | bytes:
@@ -242,10 +242,30 @@ class _Cursor:
         if isinstance(value, bytes):
             data = value[begin - offset : end - offset]
         elif exact:
-            data = _pattern(value, begin, end - begin)
+            data = self._bytes_of(value, begin, end)
         else:
             return value
         return data if any(data) else 0
+
+
+class _Patterns:
+    """The bytes of labels, each made once for all of the extents that show it."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._spans: dict[int, tuple[int, int]] = {}
+        self._made: dict[int, bytes] = {}
+        for operation in operations:
+            for offset, length, value in operation.content:
+                if isinstance(value, int):
+                    low, high = self._spans.get(value, (offset, offset + length))
+                    self._spans[value] = min(low, offset), max(high, offset + length)
+
+    def __call__(self, label: int, begin: int, end: int) -> bytes:
+        low, high = self._spans[label]
+        made = self._made.get(label)
+        if made is None:
+            made = self._made[label] = pattern(label, low, high - low)
+        return made[begin - low : end - low]
 
 
 def _sources(operations: Sequence[Operation]) -> set[str]:
