@@ -11,6 +11,7 @@ table  key after the table's letter                   value
 ``A``  inode (8), attribute name                      value of the extended attribute
 ``R``  client (8, big-endian), request (8, big-e.)    time in ns (8), reply: idempotency record
 ``T``  inode (8), epoch (4, big-endian)               intent of a truncate (``intents.Intent``)
+``L``  slot (2): the low bits of a log sequence       that sequence (8): see ``meta/journal.py``
 ``C``  counter name                                   number (8); POSITION has three
 =====  =============================================  ==========================================
 
@@ -32,6 +33,7 @@ _BIG_PAIR = Struct(">QQ")
 _DENTRY = Struct("<QB")
 _SESSION = Struct("<IB")
 _EPOCH = Struct(">I")
+_SLOT = Struct("<H")
 
 Range = tuple[bytes, bytes]
 
@@ -42,6 +44,7 @@ ORPHANS: Range = (b"O", b"P")
 ATTRIBUTES: Range = (b"A", b"B")
 REPLIES: Range = (b"R", b"S")
 INTENTS: Range = (b"T", b"U")
+LOG: Range = (b"L", b"M")
 
 NEXT_INODE = b"Cnext inode"
 NEXT_SEQUENCE = b"Cnext sequence"
@@ -151,6 +154,11 @@ def intent_key(inode: int, epoch: int) -> bytes:
 def split_intent_key(key: bytes) -> tuple[int, int]:
     """Return the inode and the epoch."""
     return _ID.unpack_from(key, 1)[0], _EPOCH.unpack_from(key, 9)[0]
+
+
+def log_key(slot: int) -> bytes:
+    """Key of a transaction's place in the order, among the last ones."""
+    return b"L" + _SLOT.pack(slot)
 
 
 def number(value: int) -> bytes:

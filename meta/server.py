@@ -90,8 +90,8 @@ class MetaServer:
         config = self._config
         self._directory = directory = Directory(config.directory)
         self._engine = engine = _open(config)
-        if config.copies and config.engine != "memory":
-            self._journal = Journal(engine)
+        if config.engine != "memory":
+            self._journal = Journal(engine, keep=config.copies > 0)
         tag = transact(engine, prepare, sync=True)
         self._host = host = Host(engine, chunk_bytes=config.chunk_bytes, stripe=config.stripe)
         clients = Clients(config.session_lease_ms, self._clock.boot_ns)
@@ -102,7 +102,7 @@ class MetaServer:
         )
         dispatcher = Dispatcher()
         dispatcher.add("Meta", service)
-        if self._journal is not None:
+        if self._journal is not None and config.copies:
             self._shipper = Shipper(
                 engine,
                 self._journal,

@@ -7,6 +7,7 @@ share it.
 """
 
 import asyncio
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,8 @@ from hillfire.meta.engine.base import Engine, Pair
 CACHE_BYTES = 128 * 1024 * 1024
 WRITE_BUFFER_BYTES = 64 * 1024 * 1024
 LOG_FILES = 3
+SYNC_COMMITS = 1 << 12
+"""So many commits after a sync there is another one, though nobody asks."""
 
 
 class RocksEngine(Engine):
@@ -40,8 +43,8 @@ class RocksEngine(Engine):
             Error: BUSY when another process has it open, CORRUPT, NO_SPACE or IO.
         """
         super().__init__()
-        directory.mkdir(parents=True, exist_ok=True)
         try:
+            _make(directory)
             self._db = Rdict(str(directory), _options())
         except Exception as error:
             raise _translated(error, directory) from error
@@ -52,6 +55,7 @@ class RocksEngine(Engine):
         self._wanted = 0
         self._durable = 0
         self._flush: asyncio.Task[None] | None = None
+        self._unsynced = 0
 
     async def sync(self) -> None:
         """Flush the log; see the interface."""
@@ -59,11 +63,16 @@ class RocksEngine(Engine):
         mine = self._wanted
         while self._durable < mine:
             if self._flush is None:
-                self._flush = asyncio.create_task(self._flush_once(), name="engine-sync")
+                self._start_flush()
+            assert self._flush is not None
             await asyncio.shield(self._flush)
 
+    def _start_flush(self) -> None:
+        self._flush = asyncio.create_task(self._flush_once(), name="engine-sync")
+        self._flush.add_done_callback(lambda task: task.cancelled() or task.exception())
+
     async def _flush_once(self) -> None:
-        covers = self._wanted
+        covers, self._unsynced = self._wanted, 0
         try:
             await asyncio.to_thread(self._db.flush_wal, True)
             self._durable = covers
@@ -126,10 +135,25 @@ class RocksEngine(Engine):
         try:
             if sync:
                 self._db.write(batch, self._synced_write)
+                self._unsynced = 0
             else:
                 self._db.write(batch)
+                self._unsynced += 1
+                if self._unsynced >= SYNC_COMMITS:
+                    self._sync_soon()
         except Exception as error:
             raise _translated(error, self._directory) from error
+
+    def _sync_soon(self) -> None:
+        """Bound what a loss of power can take: in the background, unless no loop runs."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._db.flush_wal(True)
+            self._unsynced = 0
+        else:
+            if self._flush is None:
+                self._start_flush()
 
 
 def read_pairs(directory: Path) -> Iterator[Pair]:
@@ -148,6 +172,24 @@ def read_pairs(directory: Path) -> Iterator[Pair]:
         raise _translated(error, directory) from error
     finally:
         database.close()
+
+
+def _make(directory: Path) -> None:
+    """Make a directory that is there after a loss of power too, as what will be synced in it."""
+    if directory.is_dir():
+        return
+    if not directory.parent.is_dir():
+        _make(directory.parent)
+    directory.mkdir(exist_ok=True)
+    _sync(directory.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _options() -> Options:
