@@ -26,6 +26,8 @@ class Disk:
     ) -> None:
         """Call ``changed`` when the disk failed, and after each good probe."""
         self.directory = directory
+        self.alone = len(config.disks) < 2
+        """the node's only one: if it hangs there is nobody else whom the event loop serves"""
         self.executor = ThreadPoolExecutor(config.io_threads, f"disk-{directory.name}")
         self.probe = Probe(
             directory,

@@ -65,9 +65,7 @@ class Repairs:
             return found
         if len(self._at_work) >= MAX_AT_WORK:
             return None
-        self._counters.damaged += damaged
-        self._counters.behind += not damaged
-        task = asyncio.create_task(self._repair(chunk, why))
+        task = asyncio.create_task(self._repair(chunk, why, damaged))
         self._at_work[chunk] = task
         task.add_done_callback(lambda _: self._at_work.pop(chunk, None))
         return task
@@ -79,8 +77,12 @@ class Repairs:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _repair(self, chunk: ChunkId, why: str) -> Code:
+    async def _repair(self, chunk: ChunkId, why: str, damaged: bool) -> Code:
         shell = self._shell
+        if damaged and await self._sound(chunk):
+            return Code.OK  # repaired or overwritten since that read began
+        self._counters.damaged += damaged
+        self._counters.behind += not damaged
         log.error("event=chunk_damaged target=%d chunk=%s cause=%r",
                   shell.target, chunk.hex(), why)  # fmt: skip
         code = Code.NOT_SERVING
@@ -106,6 +108,15 @@ class Repairs:
             log.error("event=chunk_not_repaired target=%d chunk=%s code=%s",
                       shell.target, chunk.hex(), code.name)  # fmt: skip
         return code
+
+    async def _sound(self, chunk: ChunkId) -> bool:
+        """Tell whether a chunk's bytes are good after all."""
+        shell = self._shell
+        try:
+            await shell.threads.call(lambda: shell.store.verify(chunk))
+        except Error as exc:
+            return exc.code is not Code.CORRUPT
+        return True
 
     async def _ask(self, chunk: ChunkId) -> Code:
         """Have the replica repair a chunk under its lock."""

@@ -66,6 +66,8 @@ class Resync:
         self.sync = recovery.Sync(chain.version)
         self.began = 0.0
         """when its first step was made, by the loop's clock; 0 while it waits for its place"""
+        self._at_work_s = 0.0
+        """of all batches, added up"""
         self._shared = shared
         self._peer = Peer()
         self._shell = shell
@@ -143,9 +145,17 @@ class Resync:
                 case recovery.Wait():
                     self._spawn(self._wait(effect))
                 case recovery.Finished():
-                    log.info("event=resync_done chain=%d version=%d equal=%s sent=%d",
-                             self._chain.id, self._chain.version, effect.equal,
-                             self.sync.progress.sent_chunks)  # fmt: skip
+                    self._tell_end(effect)
+
+    def _tell_end(self, effect: recovery.Finished) -> None:
+        done = self.sync.progress
+        took_s = asyncio.get_running_loop().time() - self.began
+        log.info(
+            "event=resync_done chain=%d version=%d equal=%s compared=%d sent_bytes=%d took_s=%.3f "
+            "at_work_s=%.3f sent=%d",
+            self._chain.id, self._chain.version, effect.equal, done.compared_chunks,
+            done.sent_bytes, took_s, self._at_work_s, done.sent_chunks,
+        )  # fmt: skip
 
     def _spawn(self, work: Coroutine[object, object, recovery.Event]) -> None:
         async def step() -> None:
@@ -179,9 +189,11 @@ class Resync:
 
     async def _send(self, effect: recovery.SendBatch) -> recovery.Event:
         async with self._shared.turns.turn(effect.n_bytes, self._peer):
+            began = asyncio.get_running_loop().time()
             number, _, future = self._shell.requests.open(len(effect.chunks))
             self._shell.handle(events.SyncArrived(number, self._chain.version, effect.chunks))
             results = await future
+            self._at_work_s += asyncio.get_running_loop().time() - began
         return recovery.BatchDone(effect.number, [result.code for result in results])
 
     async def _complete(self) -> recovery.Event:

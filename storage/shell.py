@@ -66,12 +66,15 @@ class TargetShell:
         stopped: Callable[["TargetShell", effects.Stop], None],
         poke: Callable[[], None],
         damaged: Callable[[ChunkId, str], None] = lambda chunk, why: None,
+        inline: bool = True,
     ) -> None:
         """Restore the replica from the store.
 
         ``stopped`` is called once if it stops, ``damaged`` for each chunk whose bytes failed.
+        ``inline``: small updates are prepared and committed without a thread.
         """
         self.damaged = damaged
+        self._inline = inline
         self.target = target
         self.store = store
         self.replica = Replica(target, store.get, store.pending(), store.tags())
@@ -219,7 +222,7 @@ class TargetShell:
     def _run(
         self, work: Callable[[], object], done: Callable[[object], None], inline: bool
     ) -> None:
-        if not inline:
+        if not (inline and self._inline):
             self.threads.submit(work, done)
             return
         try:

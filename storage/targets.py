@@ -226,6 +226,7 @@ class Target:
             stopped=self._stopped,
             poke=self._poke,
             damaged=self.damaged,
+            inline=self.disk.alone,
         )
         self.repairs = Repairs(self.shell, self.counters)
 

@@ -1,16 +1,58 @@
 """A storage node as a process: ``storage_child.py NODE DIRECTORY MANAGER [TOML]``.
 
-Prints its address. TOML: further keys of its configuration.
+Prints its address. TOML: further keys of its configuration. At SIGUSR1 its stores forget the chunk
+that the file DIRECTORY/forget names, until it is written again.
 """
 
 import asyncio
 import logging
 import signal
 import sys
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 from hillfire import config
 from hillfire.storage.server import StorageServer
+from hillfire.storage.shell import TargetShell
+from hillfire.storage.store.base import Update
+from hillfire.types import ChunkId, Version
+
+
+def forget(server: StorageServer) -> None:
+    chunk = ChunkId(bytes.fromhex((server.config.directory / "forget").read_text()))
+    for target in server.targets.values():
+        if target.shell is not None and target.shell.store.get(chunk) is not None:
+            hide(target.shell, chunk)
+
+
+def hide(shell: TargetShell, chunk: ChunkId) -> None:
+    """Make a store say that a chunk was never there."""
+    store: Any = shell.store
+    real = {name: getattr(store, name) for name in ("get", "scan", "read", "read_cached")}
+    prepare = store.prepare
+
+    def get(name: ChunkId) -> Any:
+        return None if name == chunk else real["get"](name)
+
+    def scan(after: ChunkId | None = None, limit: int = 4096) -> Any:
+        return [each for each in real["scan"](after, limit) if each[0] != chunk]
+
+    def read(name: ChunkId, offset: int, into: memoryview) -> Any:
+        return (0, 0, Version(0)) if name == chunk else real["read"](name, offset, into)
+
+    def read_cached(name: ChunkId, offset: int, into: memoryview) -> Any:
+        return (0, 0, Version(0)) if name == chunk else real["read_cached"](name, offset, into)
+
+    def prepare_and_show(updates: Sequence[Update]) -> Any:
+        if any(update.chunk == chunk for update in updates):
+            for name in (*real, "prepare"):
+                delattr(store, name)
+            shell.replica._lookup = store.get
+        return prepare(updates)
+
+    store.get, store.scan, store.read, store.read_cached = get, scan, read, read_cached
+    store.prepare = prepare_and_show
+    shell.replica._lookup = get
 
 
 async def main() -> None:
@@ -22,7 +64,9 @@ async def main() -> None:
     settings = config.parse("storage", text + "\n".join(more))
     server = StorageServer(cast(config.StorageConfig, settings))
     ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    loop.add_signal_handler(signal.SIGUSR1, forget, server)
     await server.start()
     print(server.tcp_address, flush=True)
     await ended.wait()
