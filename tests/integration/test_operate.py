@@ -106,7 +106,7 @@ def test_the_last_targets_stay(tmp_path: Path) -> None:
         first, second, third = chain.serving
         hillfire(cluster, "chain", "min-serving", str(chain.id), "2")
         hillfire(cluster, "target", "offline", str(first))
-        error = hillfire(cluster, "target", "offline", str(second), status=1)
+        error = hillfire(cluster, "target", "offline", str(second), "--yes", status=1)
         assert error.code is Code.CONFIGURATION and "needs 2 serving and has 2" in str(error)
         hillfire(cluster, "chain", "min-serving", str(chain.id), "1")
         # Nobody is there to be asked whether one replica will do.
