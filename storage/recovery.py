@@ -8,7 +8,7 @@ Source: design.md 5, Recovery; 3FS, its resync worker: pages, batches of 16, syn
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,9 +39,14 @@ class Listed(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """Our own records of the same range, read after the successor's."""
+    """Our own records of the same range, read after the successor's.
+
+    ``held``: chunks with an update under way, as it was before our records were read. What the
+    successor has newer of these may be that very update, which it was sent in an earlier life.
+    """
 
     records: Mapping[ChunkId, ChunkMeta]
+    held: Collection[ChunkId] = ()
 
 
 class BatchDone(NamedTuple):
@@ -231,7 +236,7 @@ class Sync:
         if not event.records.keys().isdisjoint(page.records):
             self._rule(34)
         for found in compare(event.records, page.records):
-            if found.verdict is Verdict.CONFLICT:
+            if found.verdict is Verdict.CONFLICT and found.chunk not in event.held:
                 conflicts.append(found)
                 continue
             meta = event.records.get(found.chunk)

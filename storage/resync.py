@@ -185,7 +185,8 @@ class Resync:
 
     async def _scan(self, effect: recovery.Scan) -> recovery.Event:
         work = _scan(self._shell, effect.after, effect.last)
-        return recovery.Scanned(await self._shell.threads.call(work))
+        held = frozenset(self._shell.replica.holders)
+        return recovery.Scanned(await self._shell.threads.call(work), held)
 
     async def _send(self, effect: recovery.SendBatch) -> recovery.Event:
         async with self._shared.turns.turn(effect.n_bytes, self._peer):

@@ -150,3 +150,13 @@ def test_rules_are_told():
     a, b = chunks(2)
     paged(sync, {a: local(2), b: local(2)}, {a: remote(2)})
     assert told == [34, 33]
+
+
+def test_what_is_newer_there_only_because_it_is_under_way_here_is_no_conflict():
+    """The successor committed it in an earlier life, before us (simulator, seed 2289)."""
+    a, b = chunks(2)
+    sync = Sync(6)
+    sync.start()
+    sync.handle(recovery.Listed({a: remote(3, chain=5), b: remote(2, chain=5)}, None))
+    effects = sync.handle(recovery.Scanned({a: local(2), b: local(2)}, held=frozenset([a])))
+    assert [e.chunks for e in effects] == [[a]]
