@@ -84,6 +84,9 @@ class Syncing:
         store = self.home.store
         assert store is not None
 
+        assert self._replica is not None
+        held = frozenset(self._replica.holders)
+
         def job() -> Any:
             after = ChunkId(effect.after) if effect.after else None
             found = store.scan(after, 1 << 20)
@@ -94,7 +97,7 @@ class Syncing:
             if isinstance(result, Error):
                 self._handle(recovery.StepFailed(result.code, str(result.strerror)))
             else:
-                self._handle(recovery.Scanned(result))
+                self._handle(recovery.Scanned(result, held))
 
         self.home.work(job, done, inline=False)
 
