@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
 class History:
     """What befell one piece or call so far."""
 
-    __slots__ = ("avoid", "checksum", "code", "count", "epochs", "tail", "text")
+    __slots__ = ("avoid", "bad", "checksum", "code", "count", "epochs", "tail", "text")
 
     def __init__(self) -> None:
         """Nothing yet."""
@@ -57,6 +57,8 @@ class History:
         self.checksum = 0
         self.epochs = 0
         self.avoid: set[int] = set()
+        self.bad: set[int] = set()
+        """of them those whose own copy or disk is at fault"""
         self.tail = False
         self.code = Code.OK
         self.text = ""
@@ -98,14 +100,19 @@ def after_read(
     history.avoid.add(target)
     exhausted = len(history.avoid) >= serving
     if code in _THIS_REPLICA:
-        if exhausted:
+        history.bad.add(target)
+        if len(history.bad) >= serving:
             return Verdict(False, 0.0, False)
-        return _within(Verdict(True, 0.0, False), now, deadline)
+        if not exhausted:
+            return _within(Verdict(True, 0.0, False), now, deadline)
+        # The others are sound for all that is known, and only out of reach for now.
+        history.avoid = set(history.bad)
+        return _within(Verdict(True, delay_s(history.count), True), now, deadline)
     if code is not Code.BUSY and not TABLE[code].retry and code not in _STALE_ROUTING:
         return Verdict(False, 0.0, False)
     pause = delay_s(history.count) if exhausted or code is Code.BUSY else 0.0
     if exhausted:
-        history.avoid.clear()
+        history.avoid = set(history.bad)
     return _within(Verdict(True, pause, code in _STALE_ROUTING), now, deadline)
 
 

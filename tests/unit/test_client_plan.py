@@ -142,6 +142,19 @@ def test_corrupt_everywhere_is_final() -> None:
     assert not retry.after_read(history, Code.CORRUPT, "", 2, 2, 0.0, 60.0).again
 
 
+def test_a_read_fails_only_when_every_replica_itself_is_at_fault() -> None:
+    """One that is out of reach for a moment may hold the only good copy."""
+    history = retry.History()
+    assert retry.after_read(history, Code.LEASE_EXPIRED, "", 1, 3, 0.0, 60.0).again
+    assert retry.after_read(history, Code.CORRUPT, "", 2, 3, 0.0, 60.0).again
+    later = retry.after_read(history, Code.CORRUPT, "", 3, 3, 0.0, 60.0)
+    assert later.again and later.delay_s > 0 and later.refresh
+    assert history.avoid == {2, 3}
+    assert retry.after_read(history, Code.WRONG_CHAIN_VERSION, "", 1, 3, 0.0, 60.0).again
+    assert history.avoid == {2, 3}
+    assert not retry.after_read(history, Code.CORRUPT, "", 1, 3, 0.0, 60.0).again
+
+
 def test_writes_give_up_at_their_deadline_and_for_final_errors() -> None:
     assert retry.after_write(History(), Code.NOT_SERVING, "", 1.0, 60.0) == (True, 0.005, True)
     assert not retry.after_write(History(), Code.NOT_SERVING, "", 59.999, 60.0).again
