@@ -367,6 +367,7 @@ _WORK: dict[str, Callable[[Client], None]] = {
     "sync": Client.sync,
 }
 
+
 def _translated(called: service.Method, message: Any) -> tuple[str, Any]:
     """Return a service's method and its request as the simulated processes know them."""
     if called is GET_ROUTING:

@@ -99,5 +99,9 @@ def main(arguments: Sequence[str]) -> int:
         "cpu_s_per_seed": round(cpu_s / max(1, count), 3), "virtual_s": round(virtual_s),
         **total.sums(),
     }  # fmt: skip
-    print(json.dumps(sums, indent=1) if given.json else total.table(sums))
+    if given.json:
+        print(json.dumps(sums, indent=1))
+    else:
+        print(total.table(count, cpu_s, elapsed))
+        print(f"failed: {' '.join(map(str, sorted(failed))) or 'none'}")
     return 1 if failed else 0

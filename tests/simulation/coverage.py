@@ -55,10 +55,13 @@ class Coverage:
             "rows": dict(enumerate(self.rows[n] for n in range(len(TABLE)))),
         }
 
-    def table(self, sums: dict[str, object]) -> str:
+    def table(self, seeds: int, cpu_s: float, elapsed_s: float) -> str:
         """Say it to a person."""
-        lines = [f"{sums['seeds']} seeds in {sums['elapsed_s']} s, {sums['cpu_s_per_seed']} s of CPU "
-                 f"each, {sums['virtual_s']} s of virtual time; failed: {sums['failed'] or 'none'}"]
+        each_s = cpu_s / max(1, seeds)
+        lines = [
+            f"{seeds} seeds in {elapsed_s:.0f} s, {each_s:.2f} s of CPU each: "
+            f"{self.counts['operations']} operations, {self.faults} faults"
+        ]
         lines += [f"  {what:<24} {count}" for what, count in sorted(self.counts.items())]
         rules = " ".join(f"R{n}:{self.rules[n]}" for n in RULES)
         rows = " ".join(f"{n}:{self.rows[n]}" for n in range(len(TABLE)))

@@ -153,13 +153,15 @@ class Faults:
         if node is None:
             return False
         others = [p for p in self.world.processes() if p is not node]
-        manager = self.world.manager
+        manager: Process = self.world.manager
         kind = self._random.randrange(3)
         if kind == 1:
             others = [manager]
         elif kind == 2:
             others.remove(manager)
-        pairs = [pair for other in others for pair in ((node, other), (other, node))]
+        pairs: list[tuple[Process, Process]] = []
+        for other in others:
+            pairs += ((node, other), (other, node))
         self._block(pairs, self._away_s())
         return True
 

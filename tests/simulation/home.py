@@ -329,9 +329,7 @@ class Home:
         """Whether it answers reads and acknowledges writes."""
         replica = self.replica
         return (
-            replica is not None
-            and replica.stopped is None
-            and replica.state is PublicState.SERVING
+            replica is not None and replica.stopped is None and replica.state is PublicState.SERVING
         )
 
     def idle(self) -> bool:
@@ -348,7 +346,9 @@ def shown(each: Any) -> str:
     """Return an event or an effect in a line."""
     fields = []
     for value in each:
-        text = repr([shown_item(v) for v in value]) if isinstance(value, list | tuple) else repr(value)
+        text = (
+            repr([shown_item(v) for v in value]) if isinstance(value, list | tuple) else repr(value)
+        )
         fields.append(text if len(text) < 400 else f"{text[:400]}...")
     return f"{type(each).__name__}({', '.join(fields)})"
 

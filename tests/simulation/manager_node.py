@@ -144,7 +144,8 @@ class ManagerNode(Process):
 
     def serve(self, method: str, body: Any, reply: Reply) -> None:
         if method == "get_routing":
-            self._get_routing(*body, reply)
+            known, wait_s = body
+            self._get_routing(known, wait_s, reply)
             return
         if self.world.story.verbose and method == "heartbeat":
             said = ", ".join(f"t{t} {s.report.local.name} at {s.report.chain_version}"

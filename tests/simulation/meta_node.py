@@ -7,6 +7,7 @@ done, and only then does anyone learn the new epoch (``meta/truncates.py``).
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hillfire.cluster import NodeKind, PublicState
@@ -131,7 +132,7 @@ class MetaNode(Member):
                 self._next_cut(file)
 
         for chain in self.world.layout.chains:
-            self._on_chain(chain, cut, FIRST_BACKOFF_S, lambda chain=chain: one(chain))  # type: ignore[misc]
+            self._on_chain(chain, cut, FIRST_BACKOFF_S, partial(one, chain))
 
     def _on_chain(self, chain: ChainId, cut: Cut, backoff_s: float, done: Any) -> None:
         def again() -> None:
@@ -151,7 +152,7 @@ class MetaNode(Member):
                 raise Error(Code.UNAVAILABLE, f"nobody serves chain {chain}")
             node = self.world.node_of(self.routing.node_of(head).id)
         except Error as error:
-            self.after(0.0, lambda error=error: answered(error))  # type: ignore[misc]
+            self.after(0.0, partial(answered, error))
             return
         body = cut._replace(chain=chain, chain_version=found.version)
         self.network.call(self, node, "truncate", body, CALL_TIMEOUT_S, answered)

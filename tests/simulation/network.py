@@ -7,6 +7,7 @@ connections: whoever waits for it learns so. The end of its host does not.
 """
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -37,9 +38,7 @@ class Call:
 
     __slots__ = ("answered", "life", "open", "receiver", "receiver_life", "sender")
 
-    def __init__(
-        self, sender: Process, receiver: Process, answered: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, sender: Process, receiver: Process, answered: Callable[[Any], None]) -> None:
         self.sender = sender
         self.receiver = receiver
         self.life = sender.life
@@ -132,7 +131,9 @@ class Network:
 
     def damaged(self, data: bytes | bytearray | memoryview) -> bool:
         """Tell whether these bytes shall arrive with a flipped bit."""
-        return bool(self.weather.damage and len(data) and self._random.random() < self.weather.damage)
+        return bool(
+            self.weather.damage and len(data) and self._random.random() < self.weather.damage
+        )
 
     def block(self, sender: str, receiver: str) -> None:
         """Let nothing through from one process to another."""
@@ -146,7 +147,7 @@ class Network:
     def died(self, process: Process) -> None:
         """Break the connections of a process that has ended while its host goes on."""
         for call in list(self._open.get(process, ())):
-            self._leg(process, call.sender, lambda call=call: self._broken(call))  # type: ignore[misc]
+            self._leg(process, call.sender, partial(self._broken, call))
 
     def drop(self, sender: Process, receiver: Process) -> None:
         """Close the sender's connections to a receiver: what waits for it fails now."""

@@ -57,9 +57,7 @@ class Plan:
         self.twice = rng.choice((0.0, 0.0, 0.01, 0.05))
         self.damage = rng.choice((0.0, 0.0, 0.0, 0.01))
         self.late = rng.choice((0.0, 0.0, 0.01))
-        weights = {
-            kind: weight * rng.choice((0, 1, 1, 3)) for kind, weight in OPERATIONS.items()
-        }
+        weights = {kind: weight * rng.choice((0, 1, 1, 3)) for kind, weight in OPERATIONS.items()}
         weights["write"], weights["read"] = max(4, weights["write"]), max(4, weights["read"])
         self._kinds = list(weights)
         self._weights = list(weights.values())

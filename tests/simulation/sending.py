@@ -5,6 +5,7 @@ The records that travel are made by production's own functions (``storage/shell.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hillfire.errors import Code, Error
@@ -75,9 +76,7 @@ def transfer(home: "Home", effect: effects.Transfer) -> None:
                 continue
             good.append(pair)
             items.append(
-                _whole_item(
-                    operation, meta, length, checksum, home.chain_id, effect.chain_version
-                )
+                _whole_item(operation, meta, length, checksum, home.chain_id, effect.chain_version)
             )
             payloads.append(bytes(into))
         return good, items, payloads, damaged
@@ -131,7 +130,7 @@ def _ask(
     try:
         peer = home.world.node_of(node.routing.node_of(target).id)
     except Error as error:
-        node.after(0.0, lambda error=error: reply(error))  # type: ignore[misc]
+        node.after(0.0, partial(reply, error))
         return
     node.network.call(node, peer, method, body, timeout_s, reply)
 

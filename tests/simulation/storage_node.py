@@ -5,6 +5,7 @@ after what a thread has read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hillfire.cluster import NodeKind, PublicState, Routing
@@ -13,10 +14,10 @@ from hillfire.meta.manager.chains import Report
 from hillfire.meta.manager.decide import Status
 from hillfire.proto.wire.chunks import RELAXED, ForwardItem, ReadItem, ReadResult, WriteItem
 from hillfire.storage import cuts, lifecycle
-from hillfire.storage.craq import events
-from hillfire.storage.craq.events import Outcome
 from hillfire.storage.comparison import Remote
 from hillfire.storage.copies import read_copy
+from hillfire.storage.craq import events
+from hillfire.storage.craq.events import Outcome
 from hillfire.types import ChainId, ChunkId, InodeId, NodeId, TargetId
 from tests.simulation.disk import Disk
 from tests.simulation.home import Home
@@ -99,9 +100,7 @@ class StorageNode(Member):
         found = [self._read_one(*pair) for pair in zip(items, lengths, strict=True)]
         reply([each if isinstance(each, tuple) else each() for each in found])
 
-    def _read_slowly(
-        self, items: Sequence[ReadItem], lengths: Sequence[int], reply: Reply
-    ) -> None:
+    def _read_slowly(self, items: Sequence[ReadItem], lengths: Sequence[int], reply: Reply) -> None:
         """Check now, read in a thread, check the lease again, answer."""
         found = [self._read_one(*pair) for pair in zip(items, lengths, strict=True)]
 
@@ -172,9 +171,7 @@ class StorageNode(Member):
             if home is None or home.replica is None:
                 done(positions, [Outcome(Code.NOT_SERVING)] * len(positions))
                 continue
-            number = home.request(
-                len(positions), lambda outcomes, positions=positions: done(positions, outcomes)
-            )  # type: ignore[misc]
+            number = home.request(len(positions), partial(done, positions))
             some = [items[p] for p in positions]
             parts = [self._received(payloads[p]) for p in positions]
             home.handle(event(number, some, parts))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ make several.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hillfire.cluster import Chain
@@ -69,7 +70,7 @@ class Syncing:
         try:
             peer = self.home.world.node_of(node.routing.node_of(self._successor).id)
         except Error as error:
-            node.after(0.0, lambda: reply(error))
+            node.after(0.0, partial(reply, error))
             return
         head = self.chain.id, self.chain.version
         node.network.call(node, peer, method, (*head, *body), CALL_TIMEOUT_S, reply)
