@@ -11,6 +11,7 @@ import contextlib
 
 from hillfire.client.actions import Call, Exchange, Operation
 from hillfire.client.core import Core
+from hillfire.cluster import Endpoint
 from hillfire.errors import Error
 from hillfire.proto import manager_pb2, meta_pb2, service
 from hillfire.proto.wire.base import Reply
@@ -34,6 +35,8 @@ class Session:
         self.lease_s = FIRST_LEASE_S
         self._known = 0
         """the client number that the manager knows; another one after a fork"""
+        self._manager: Endpoint | None = None
+        """where it was told so last"""
         self._known_until = 0.0
         """when it has to be told again that this client lives"""
 
@@ -73,8 +76,10 @@ class Session:
         core = self._core
         message = manager_pb2.ClientSessionRequest(client=core.client, end=end)
         request = service.encode(_MANAGER_SESSION, message)
-        (outcome,) = yield Exchange([Call(core.routes.manager(), request, MANAGER_TIMEOUT_S)])
+        where = self._manager if end and self._manager else core.routes.manager()
+        (outcome,) = yield Exchange([Call(where, request, MANAGER_TIMEOUT_S)])
         if outcome.error is None:
+            self._manager = where
             reply = service.decode(_MANAGER_SESSION, Reply(outcome.body))
             self._known = core.client
             # Who retries for longer might find its update forgotten, and do it twice.

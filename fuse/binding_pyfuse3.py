@@ -301,6 +301,8 @@ async def serve() -> None:
         await pyfuse3.main(MIN_TASKS, MAX_TASKS)
     except OSError as exc:
         raise Error(Code.IO, f"the kernel's side of the mount failed: {exc}") from exc
+    finally:
+        getattr(pyfuse3, "trio").release()  # noqa: B009  the Loop of ``attach``
 
 
 def stop() -> None:

@@ -136,10 +136,14 @@ class Loop:
         elif not waiter.done():
             waiter.set_result(None)
 
+    def release(self) -> None:
+        """Take the device out of the loop: its number may be a socket's as soon as it is closed."""
+        if self._registered:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            self._registered = False
+
     def notify_closing(self, fd: int) -> None:
         """Have whoever waits give up."""
-        if self._registered:
-            asyncio.get_running_loop().remove_reader(fd)
-            self._registered = False
+        self.release()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(ClosedResourceError())
