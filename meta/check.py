@@ -104,4 +104,6 @@ def _check_belongings(txn: Transaction, inodes: dict[int, Inode], wrong: list[st
         (inode.id, inode.cut_epoch) for inode in inodes.values() if inode.cut_epoch > inode.epoch
     }
     intents = {keys.split_intent_key(key) for key, _ in txn.snapshot_range(*keys.INTENTS)}
-    wrong += [f"8: inode {number} and its intent, epoch {epoch}" for number, epoch in cutting ^ intents]
+    wrong += [
+        f"8: inode {number} and its intent, epoch {epoch}" for number, epoch in cutting ^ intents
+    ]

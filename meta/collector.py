@@ -6,7 +6,7 @@ not have: a restart begins where the last process ended.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -47,14 +47,21 @@ class Collector:
         truncates: Truncates,
         storage: StorageClient,
         lease_valid: Callable[[], bool],
+        settled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Work while ``lease_valid`` says so."""
+        """Work while ``lease_valid`` says so.
+
+        ``settled`` waits until what was committed is beyond the loss of this service's disk.
+        """
         self._engine = engine
         self._host = host
         self._clients = clients
         self._truncates = truncates
         self._storage = storage
         self._lease_valid = lease_valid
+        self._settled = settled
+        self._restored = True
+        """perhaps: then files that were being written are to be measured"""
         self._pause_s = min(MAX_PAUSE_S, clients.lease_ms / 1000 / 8)
         self._strangers = True
         """clients that were not heard of since the start may have something open"""
@@ -86,7 +93,14 @@ class Collector:
             Error: the first failure, once the pass is over; what failed is tried in the next one.
         """
         failure: Error | None = None
-        for step in (self._finish_truncates, self._end_sessions, self._collect, self._pruner.step):
+        steps = (
+            self._finish_truncates,
+            self._measure_restored,
+            self._end_sessions,
+            self._collect,
+            self._pruner.step,
+        )
+        for step in steps:
             try:
                 await step()
             except Error as error:
@@ -107,6 +121,37 @@ class Collector:
             self._truncates.finish(Inode(id=i, epoch=intent.epoch), STORAGE_TIMEOUT_S)
             for i, intent in left.items()
         )
+
+    async def _measure_restored(self) -> None:
+        """After a restore: files that somebody had open may have been closed since, longer."""
+        if not self._restored:
+            return
+        if transact(self._engine, lambda txn: txn.snapshot_get(keys.RESTORED)) is None:
+            self._restored = False
+            return
+        written: list[int] = []
+        async for key, value in self._scan(keys.SESSIONS):
+            if keys.read_session(value).writers:
+                written.append(keys.split_session_key(key)[0])
+        for start in range(0, len(written), BATCH):
+            await _all(self._measure(number) for number in written[start : start + BATCH])
+        transact(self._engine, lambda txn: txn.clear(keys.RESTORED))
+        log.info("event=measured_after_restore files=%d", len(written))
+
+    async def _measure(self, number: int) -> None:
+        inode = self._inode(number)
+        if inode is None or not inode.layout.chains:
+            return
+        layout = inode.layout
+        length = await self._storage.last_byte(
+            number, layout.chunk_bytes, layout.chains, STORAGE_TIMEOUT_S
+        )
+
+        def body(txn: Transaction) -> None:
+            if txn.get(keys.inode_key(number)) is not None:
+                lengthen(txn, inode, length, self._host.now_ns())
+
+        transact(self._engine, body)
 
     async def _end_sessions(self) -> None:
         """Close what dead clients have open; after a restart's grace, unknown clients' too."""
@@ -152,6 +197,8 @@ class Collector:
         failure: Error | None = None
         after = self._first_orphan - 1
         while batch := transact(self._engine, partial(self._ripe, after=after)):
+            if self._settled is not None:
+                await self._settled()
             try:
                 await _all(self._remove(*each) for each in batch)
             except Error as error:  # of one chain, perhaps: the others' orphans go on

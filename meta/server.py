@@ -136,7 +136,15 @@ class MetaServer:
         await self._require_first()
         self._admitted = True
         directory.join(self._membership.cluster)
-        collector = Collector(engine, host, clients, truncates, storage, self._lease_valid)
+        collector = Collector(
+            engine,
+            host,
+            clients,
+            truncates,
+            storage,
+            self._lease_valid,
+            self._shipper.settled if self._shipper is not None else None,
+        )
         self._collecting = asyncio.create_task(collector.run(), name="collector")
         self._collecting.add_done_callback(self._on_task_end)
         if self._shipper is not None:

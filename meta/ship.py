@@ -37,6 +37,7 @@ RETRY_S = 0.25
 CHOOSE_S = 0.5
 REPLACE_S = 10.0
 """After so long without a node that kept a copy, another one gets it."""
+SETTLE_S = 5.0
 LOUD_BEHIND_MS = 1000
 LOUD_EVERY_S = 5.0
 
@@ -242,6 +243,7 @@ class Shipper:
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
         self._told_s = 0.0
+        self._since_s = time.monotonic()
 
     async def run(self) -> None:
         """Keep the copies until cancelled."""
@@ -276,7 +278,10 @@ class Shipper:
         """Tell how far each copy goes: the MetaCopies service."""
         nodes = self._routing().nodes
         reply = pb.CopiesReply(
-            wanted=self._wanted, epoch=self.journal.epoch, sequence=self.journal.sequence
+            wanted=self._possible(),
+            epoch=self.journal.epoch,
+            sequence=self.journal.sequence,
+            age_ms=int((time.monotonic() - self._since_s) * 1000),
         )
         for copy in self._copies.values():
             known = nodes.get(copy.node)
@@ -307,6 +312,19 @@ class Shipper:
             self.journal.forget(min(copy.acknowledged for copy in self._copies.values()))
         self._news.set()
 
+    async def settled(self) -> None:
+        """Wait until a copy has everything that was committed so far, if there is one at all.
+
+        For what cannot be taken back: a restore must not bring names back whose chunks are gone.
+        """
+        if self._best() >= 0:
+            await self.shipped(self.journal.sequence, SETTLE_S)
+
+    def _possible(self) -> int:
+        """Return how many copies there can be."""
+        nodes = self._routing().nodes.values()
+        return min(self._wanted, sum(node.kind is NodeKind.STORAGE for node in nodes))
+
     def _best(self) -> int:
         return max((c.acknowledged for c in self._copies.values() if c.complete), default=-1)
 
@@ -333,12 +351,16 @@ class Shipper:
         behind = [copy.behind_ms() for copy in self._copies.values()]
         whole = sum(each <= LOUD_BEHIND_MS for each in behind)
         now_s = time.monotonic()
-        if whole < self._wanted and now_s - self._told_s > LOUD_EVERY_S and self._started(now_s):
+        if (
+            whole < self._possible()
+            and now_s - self._told_s > LOUD_EVERY_S
+            and self._started(now_s)
+        ):
             self._told_s = now_s
             log.error(
                 "event=metadata_copies_behind whole=%d wanted=%d best_ms=%s",
                 whole,
-                self._wanted,
+                self._possible(),
                 min(behind, default=None),
             )
 

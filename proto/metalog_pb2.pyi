@@ -290,9 +290,13 @@ class CopiesReply(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
     wanted: _builtins.int
+    """as many as there can be on different nodes"""
     epoch: _builtins.int
     sequence: _builtins.int
+    age_ms: _builtins.int
+    """since the service began to make copies"""
     @_builtins.property
     def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopyStatus]: ...
     def __init__(
@@ -302,10 +306,11 @@ class CopiesReply(_message.Message):
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
         copies: _abc.Iterable[Global___CopyStatus] | None = ...,
+        age_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "epoch", b"epoch", "sequence", b"sequence", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "copies", b"copies", "epoch", b"epoch", "sequence", b"sequence", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

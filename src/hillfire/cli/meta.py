@@ -22,6 +22,7 @@ from hillfire.proto.wire.pick import connect_blocking
 
 CALL_TIMEOUT_S = 5.0
 PIECE_BYTES = 1 << 20
+STARTING_MS = 5000
 
 _GET_ROUTING = method("Manager", "GetRouting")
 _COPIES = method("MetaCopies", "Copies")
@@ -36,18 +37,35 @@ def fetch_copies(routing: Routing) -> dict[str, Any]:
     """
     service = next((n for n in routing.nodes.values() if n.kind is NodeKind.META and n.alive), None)
     if service is None:
-        return _described(None, "the metadata service is dead: its copies were not asked for")
+        return _described(pb.CopiesReply(), [])  # that it is dead is told elsewhere
     try:
         with _connected(service.endpoint) as connection:
             reply = _ask(connection, _COPIES, Empty())
     except Error as error:
-        if error.code is Code.NOT_SUPPORTED:
-            return _described(None, "no copy of the metadata is kept: its disk is all there is")
-        return _described(None, f"the copies of the metadata are not known: {error.strerror}")
-    return _described(reply, "")
+        if error.code is Code.NOT_SUPPORTED:  # the service was told to make none
+            return _described(pb.CopiesReply(), [])
+        text = f"the copies of the metadata are not known: {error.strerror}"
+        return _described(pb.CopiesReply(), [text])
+    return _described(reply, problems_of(reply))
 
 
-def _described(reply: Any, problem: str) -> dict[str, Any]:
+def problems_of(reply: pb.CopiesReply) -> list[str]:
+    """Return what is wrong with the copies of the metadata; they get a while to begin."""
+    if reply.age_ms < STARTING_MS or not reply.wanted:
+        return []
+    whole = [copy.behind_ms for copy in reply.copies if copy.complete]
+    best = min(whole, default=None)
+    recent = sum(each <= LOUD_BEHIND_MS for each in whole)
+    if best is None:
+        return ["no copy of the metadata is whole: its disk is all there is"]
+    if best > LOUD_BEHIND_MS:
+        return [f"the best copy of the metadata is {best / 1000:.1f} s behind"]
+    if recent < reply.wanted:
+        return [f"{recent} of {reply.wanted} copies of the metadata are up to date"]
+    return []
+
+
+def _described(reply: pb.CopiesReply, problems: list[str]) -> dict[str, Any]:
     copies = [
         {
             "node": copy.node,
@@ -55,19 +73,10 @@ def _described(reply: Any, problem: str) -> dict[str, Any]:
             "behind_ms": copy.behind_ms,
             "problem": copy.problem or None,
         }
-        for copy in (reply.copies if reply is not None else ())
+        for copy in reply.copies
     ]
-    whole = [copy["behind_ms"] for copy in copies if copy["complete"]]
-    best = min(whole, default=None)
-    wanted = reply.wanted if reply is not None else 0
-    problems = [problem] if problem else []
-    if not problem and best is None:
-        problems.append("no copy of the metadata is whole: its disk is all there is")
-    elif best is not None and best > LOUD_BEHIND_MS:
-        problems.append(f"the best copy of the metadata is {best / 1000:.1f} s behind")
-    elif not problem and (count := sum(each <= LOUD_BEHIND_MS for each in whole)) < wanted:
-        problems.append(f"{count} of {wanted} copies of the metadata are up to date")
-    return {"wanted": wanted, "behind_ms": best, "copies": copies, "problems": problems}
+    best = min((copy.behind_ms for copy in reply.copies if copy.complete), default=None)
+    return {"wanted": reply.wanted, "behind_ms": best, "copies": copies, "problems": problems}
 
 
 def run_restore(sources: list[str], address: str | None, directory: Path, *, force: bool) -> None:
