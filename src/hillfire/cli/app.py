@@ -369,6 +369,9 @@ def create_chains(
     nodes: Annotated[int, typer.Option(help="Storage nodes that must be up.")] = 3,
     replicas: Annotated[int, typer.Option(help="Copies of each chunk.")] = 3,
     targets_per_node: Annotated[int, typer.Option(help="Chain members on each node.")] = 4,
+    min_serving: Annotated[
+        int, typer.Option(help="Replicas that must serve for a write to be taken.")
+    ] = 1,
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to wait for the nodes.")
     ] = 30,
@@ -387,7 +390,10 @@ def create_chains(
     from hillfire.cli.chains import run_create_chains
 
     level = apart.value if apart else None
-    run_create_chains(address, nodes, replicas, targets_per_node, wait, apart=level, table=table)
+    run_create_chains(
+        address, nodes, replicas, targets_per_node, wait,
+        min_serving=min_serving, apart=level, table=table,
+    )  # fmt: skip
 
 
 @app.command(rich_help_panel=SERVICES)
@@ -510,6 +516,23 @@ def meta_restore(
     from hillfire.cli.meta import run_restore
 
     run_restore(sources or [], address, directory, force=force)
+
+
+@meta_app.command("orphans")
+def meta_orphans(
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="HILLFIRE_ADDRESS", help="host:port of the cluster's manager."),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take them away, for good.")] = False,
+) -> None:
+    """List chunks on storage that belong to no file, as a restore of the metadata may leave them.
+
+    [bold]Example[/bold]   hillfire meta orphans --address 10.0.0.1:9700
+    """
+    from hillfire.cli.orphans import run_orphans
+
+    run_orphans(address, remove=remove)
 
 
 def _node(name: str, directory: Path | None, action: str) -> None:

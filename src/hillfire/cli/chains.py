@@ -42,6 +42,7 @@ def run_create_chains(
     targets_per_node: int,
     wait_s: float,
     *,
+    min_serving: int = 1,
     apart: str | None = None,
     table: Path | None = None,
 ) -> None:
@@ -60,6 +61,7 @@ def run_create_chains(
             nodes=nodes,
             replicas=replicas,
             targets_per_node=targets_per_node,
+            min_serving=min_serving,
             domain=_DOMAINS[domain],
         )
         if not routing.tables:
