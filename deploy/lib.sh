@@ -31,11 +31,25 @@ step() {
 as_root() {
   if ((EUID == 0)); then
     DEBIAN_FRONTEND=noninteractive "$@"
-  elif command -v sudo >/dev/null; then
-    sudo DEBIAN_FRONTEND=noninteractive "$@"
   else
-    die "root is needed for: $*   (no sudo here: run that as root, then this again)"
+    sudo DEBIAN_FRONTEND=noninteractive "$@"
   fi
+}
+
+# may_install NAME...: make sure that we are root, or that sudo lets us be; else say who could help.
+may_install() {
+  local why="there is no sudo here"
+  ((EUID)) || return 0
+  if command -v sudo >/dev/null; then
+    say "sudo is asked for, to install: $*"
+    sudo -v && return 0
+    why="sudo did not let $(id -un)"
+  fi
+  die "these packages are missing, and ${why}: let somebody who may install them run
+
+  apt-get update && apt-get install -y --no-install-recommends $*
+
+as root, then run this again: the rest needs no root"
 }
 
 # The name of a Python that is new enough, or nothing.
@@ -61,10 +75,7 @@ install_packages() {
     [[ $(dpkg-query -W -f '${Status}' "$each" 2>/dev/null) == 'install ok installed' ]] || missing+=("$each")
   done
   ((${#missing[@]})) || return 0
-  if ((EUID != 0)) && command -v sudo >/dev/null; then
-    say "sudo is asked for, to install: ${missing[*]}"
-    sudo -v
-  fi
+  may_install "${missing[@]}"
   step "package lists" as_root apt-get update -q
   step "packages: ${missing[*]}" as_root apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
