@@ -84,11 +84,11 @@ class Update(NamedTuple):
     """chunks.Kind"""
     offset: int
     length: int
-    """WRITE, REPLACE: of the payload; TRUNCATE: the new length of the chunk"""
+    """WRITE, REPLACE: of the payload; TRUNCATE: the new length of the chunk; LOST: its length"""
     payload: memoryview
     """stable memory: it does not change until ``prepare`` has returned"""
     checksum: int
-    """CRC32C of the payload as its sender claims it; ``prepare`` verifies it"""
+    """CRC32C of the payload as its sender claims it; ``prepare`` verifies it; LOST: the image's"""
     tag: Tag
     epoch: int
     chain_version: int
@@ -96,7 +96,7 @@ class Update(NamedTuple):
     source: ChunkId | None = None
     """CLONE: whose committed image the chunk shall become; its lock is held too"""
     source_version: Version = Version(0)
-    """CLONE: which image of the source that must be"""
+    """CLONE: which image of the source that must be; 0: whichever it is"""
 
 
 class Image(NamedTuple):
@@ -148,10 +148,11 @@ class ChunkStore(abc.ABC):
 
         One entry an update: the image it will make (gaps are zeros), or the error that befell it
         alone: ``Error`` CHECKSUM (the payload is not what its sender claims), TOO_LARGE (beyond
-        ``chunk_bytes``), CORRUPT (bytes it builds upon fail their checksum), CONFLICT (the source
-        of a CLONE is at another version), NO_SPACE, IO.
+        ``chunk_bytes``), CORRUPT (bytes it builds upon fail their checksum, or are lost), NOT_FOUND
+        (there is no source to CLONE), CONFLICT (it is at another version), NO_SPACE, IO.
 
-        A CLONE of an absent or removed chunk is a chunk without bytes.
+        LOST makes a chunk whose record is known and whose bytes nobody has any more: to read it is
+        CORRUPT until it is written whole, replaced, cut to nothing or removed.
         """
 
     @abc.abstractmethod

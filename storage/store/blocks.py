@@ -53,7 +53,10 @@ class BlockMap:
         """Start with a file of no blocks; ``grow`` it."""
         self.capacity = 0
         self.free = 0
+        self.solid = 0
+        """how many of the free ones the disk has set aside"""
         self._bits = bytearray()
+        self._holes = bytearray()  # 1 is a free block that may be a hole in the file
         self._hint = 0  # no byte of the bitmap before it has a free block
         self._ready: list[int] = []
 
@@ -65,13 +68,38 @@ class BlockMap:
         """Add free blocks at the end."""
         self.capacity += n_blocks
         self.free += n_blocks
+        self.solid += n_blocks
         old = len(self._bits)
         if old:
             self._bits[-1] &= (1 << ((self.capacity - n_blocks - 1) % 8 + 1)) - 1
         self._bits.extend(bytes((self.capacity + 7) // 8 - old))
         if self.capacity % 8:  # what lies beyond the end is never free
             self._bits[-1] |= 0xFF << self.capacity % 8 & 0xFF
+        if old:
+            self._holes[-1] &= (1 << ((self.capacity - n_blocks - 1) % 8 + 1)) - 1
+        self._holes.extend(bytes(len(self._bits) - old))
         self._hint = min(self._hint, max(0, old - 1))
+
+    def hollow_all(self) -> None:
+        """Take all blocks for holes, at opening: nobody knows."""
+        self._holes = bytearray(b"\xff" * len(self._bits))
+        self.solid = 0
+
+    def is_hollow(self, index: int) -> bool:
+        """Tell whether a block must be set aside by the disk before it is written."""
+        return bool(self._holes[index >> 3] & 1 << (index & 7))
+
+    def set_hollow(self, index: int, hollow: bool) -> None:
+        """Note that a free block became a hole, or one that was just taken is none any more."""
+        if hollow:
+            self._holes[index >> 3] |= 1 << (index & 7)
+            self.solid -= 1
+        else:
+            self._holes[index >> 3] &= ~(1 << (index & 7))
+
+    def solid_free(self) -> list[int]:
+        """List free blocks that are at hand and no holes, those that would be used last first."""
+        return [index for index in self._ready if not self.is_hollow(index)]
 
     def mark(self, index: int) -> bool:
         """Declare a block used, at opening. False if the file does not have it or it is used."""
@@ -80,6 +108,10 @@ class BlockMap:
             return False
         self._bits[byte] |= bit
         self.free -= 1
+        if self.is_hollow(index):
+            self._holes[byte] &= ~bit
+        else:
+            self.solid -= 1
         return True
 
     def allocate(self) -> int | None:
@@ -87,12 +119,17 @@ class BlockMap:
         if not self._ready and not self._refill():
             return None
         self.free -= 1
-        return self._ready.pop()
+        index = self._ready.pop()
+        if not self.is_hollow(index):
+            self.solid -= 1
+        return index
 
     def release(self, index: int) -> None:
         """Give a used block back."""
         assert self.free < self.capacity and index < self.capacity, "a block was freed twice"
         self.free += 1
+        if not self.is_hollow(index):
+            self.solid += 1
         if len(self._ready) < RECENT_LIMIT:
             self._ready.append(index)
             return

@@ -1,54 +1,61 @@
-"""The committed records: the database, a bounded cache before it, and the blocks' afterlife.
+"""The committed records: what changed since the last checkpoint, the one before, the database.
 
-One question has one answer at a time: while a commit is on its way to the database, its chunks
-are answered with the old record, from the cache if it is there, from ``_committing`` if it was
-evicted; afterwards with the new one. So no two readers see a record and then an older one.
+A record is looked up in this order: ``fresh`` (committed in the log's segment that is written
+now), ``sealed`` (committed in the segment before, which a checkpoint is moving to the database),
+the database. ``cache`` holds the newest of any of them, bounded. A commit changes all in one step
+under the lock, so no two readers see a record and then an older one.
 
 Reads announce themselves (``enter``, ``leave``) with numbers that grow. A block that a commit
-freed waits in limbo, stamped with the next number, until every read with a smaller one has left:
-a read that enters later finds the record that no longer names the block.
-
-Then it waits for the next ``sync``. Until the database's log is on the disk, the loss of the
-host's power brings back the record that named the block, and what an ``fsync`` once made durable
-must still be in it.
+freed is used again after the checkpoint of that commit's segment, since until then the loss of the
+host's power, or the checkpoint itself, may bring back the record that names it; and not before
+every read has left that entered earlier.
 """
 
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
+from hillfire.storage.store.base import ChunkMeta
 from hillfire.storage.store.blocks import Block
-from hillfire.storage.store.files import BlockFiles
-from hillfire.storage.store.metadata import Metadata
-from hillfire.storage.store.records import Record, chunk_key, unpack_record
-from hillfire.types import ChunkId
+from hillfire.storage.store.parts import RecordsDatabase
+from hillfire.storage.store.records import Record, chunk_key, unpack_meta, unpack_record
+from hillfire.types import ChunkId, InodeId, chunk_id
 
 EVICT_SHARE = 8
 """A full cache drops its oldest eighth at once, which is cheap a record."""
+INODE_BYTES = 10
+"""How much of a chunk's id is name space and inode."""
+
+Records = dict[ChunkId, Record]
 
 
 class Catalog:
     """Committed records by chunk. Thread-safe."""
 
-    def __init__(self, metadata: Metadata, files: BlockFiles, limit: int) -> None:
-        """Keep at most ``limit`` decoded records in memory."""
-        self._metadata = metadata
-        self._files = files
+    def __init__(self, database: RecordsDatabase, limit: int, fresh: Records) -> None:
+        """Keep at most ``limit`` decoded records; ``fresh`` are those that the log brought."""
+        self._database = database
         self._limit = limit
         self._lock = threading.Lock()
-        self._syncing = threading.Lock()
-        self.cache: dict[ChunkId, Record] = {}
-        self._committing: dict[ChunkId, Record | None] = {}
+        self.cache: Records = {}
+        self.fresh = fresh
+        self.sealed: Records = {}
+        self._of_inode: dict[bytes, set[ChunkId]] = {}
+        self._of_inode_sealed: dict[bytes, set[ChunkId]] = {}
+        for chunk in fresh:
+            self._of_inode.setdefault(chunk[:INODE_BYTES], set()).add(chunk)
         self._generation = 0
         self._numbers = itertools.count()
         self._inside: dict[int, None] = {}
-        self._limbo: deque[tuple[int, Sequence[Block]]] = deque()
-        self._unsynced: list[Block] = []
-        self.unsynced_bytes = 0
+        self._freed: list[Block] = []
+        self._freed_sealed: list[Block] = []
+        self._limbo: deque[tuple[int, list[Block]]] = deque()
+        self.freed_bytes = 0
+        """of blocks that commits of this segment freed"""
         self.shrunk: dict[ChunkId, int] = {}
-        """chunks that were cut in place since the last sync, and when"""
+        """chunks that were cut in place, and in which segment, until that is checkpointed"""
 
     def get(self, chunk: ChunkId) -> Record | None:
         """Return a chunk's committed record.
@@ -62,20 +69,27 @@ class Catalog:
     def _fetch(self, chunk: ChunkId) -> Record | None:
         while True:  # ends: each turn but the last met a commit that ended meanwhile
             with self._lock:
-                if chunk in self._committing:
-                    return self._committing[chunk]
+                found = self._newest(chunk)
+                if found is not None:
+                    return found
                 generation = self._generation
-            value = self._metadata.get(chunk_key(chunk))
+            value = self._database.get(chunk_key(chunk))
             record = None if value is None else unpack_record(value)
             with self._lock:
-                if chunk in self._committing:
-                    return self._committing[chunk]
+                found = self._newest(chunk)
+                if found is not None:
+                    return found
                 if generation == self._generation:
                     if record is not None:
                         self._remember(chunk, record)
                     return record
-                if chunk in self.cache:
-                    return self.cache[chunk]
+
+    def _newest(self, chunk: ChunkId) -> Record | None:
+        """Return a record that is in memory, with the lock held."""
+        found = self.cache.get(chunk) or self.fresh.get(chunk) or self.sealed.get(chunk)
+        if found is not None and chunk not in self.cache:
+            self._remember(chunk, found)
+        return found
 
     def _remember(self, chunk: ChunkId, record: Record) -> None:
         if len(self.cache) >= self._limit:
@@ -83,44 +97,64 @@ class Catalog:
                 del self.cache[old]
         self.cache[chunk] = record
 
-    def replace(
-        self,
-        records: Mapping[ChunkId, Record],
-        puts: Iterable[tuple[bytes, bytes]],
-        deletes: Iterable[bytes],
-    ) -> None:
-        """Make records the committed ones, in the database (by these changes) and then here.
+    # ------------------------------------------------------------------ changes
 
-        Blocks that they no longer name go into limbo.
-
-        Raises:
-            Error: IO, NO_SPACE; nothing has changed then.
-        """
-        olds = {chunk: self.get(chunk) for chunk in records}
-        with self._lock:
-            self._committing.update(olds)
-        try:
-            self._metadata.write(puts, deletes)
-        except BaseException:
-            with self._lock:
-                for chunk in records:
-                    del self._committing[chunk]
-            raise
-        freed = []
+    def replace(self, records: Mapping[ChunkId, Record], freed: Sequence[Block]) -> None:
+        """Make records the committed ones, and note which blocks they left."""
         with self._lock:
             self._generation += 1
             for chunk, record in records.items():
+                if chunk not in self.fresh:
+                    self._of_inode.setdefault(chunk[:INODE_BYTES], set()).add(chunk)
+                self.fresh[chunk] = record
                 self._remember(chunk, record)
-                del self._committing[chunk]
-                old = olds[chunk]
-                if old is None or old.block is None:
-                    continue
-                if old.block != record.block:
-                    freed.append(old.block)
-                elif record.meta.length < old.meta.length:
-                    self.shrunk[chunk] = next(self._numbers)
-        if freed:
-            self.retire(freed)
+            self._freed += freed
+            for block in freed:
+                self.freed_bytes += block.n_bytes
+
+    def retire(self, block: Block) -> None:
+        """Note that a block is left by an update that was never committed."""
+        with self._lock:
+            self._freed.append(block)
+            self.freed_bytes += block.n_bytes
+
+    def seal(self) -> Records:
+        """Set what changed so far aside for a checkpoint; returns it."""
+        with self._lock:
+            assert not self.sealed, "one checkpoint at a time"
+            self.sealed, self.fresh = self.fresh, {}
+            self._of_inode_sealed, self._of_inode = self._of_inode, {}
+            self._freed_sealed, self._freed = self._freed, []
+            self.freed_bytes = 0
+            return self.sealed
+
+    def settle(self, segment: int) -> None:
+        """Drop what was set aside: the database has it, and blocks have the overlays' pages."""
+        with self._lock:
+            self._generation += 1
+            settled, self.sealed = self.sealed, {}
+            self._of_inode_sealed = {}
+            self._limbo.append((next(self._numbers), self._freed_sealed))
+            self._freed_sealed = []
+            for chunk in [each for each, when in self.shrunk.items() if when <= segment]:
+                del self.shrunk[chunk]
+        for chunk, record in settled.items():
+            if record.overlay is not None or record.under is not None:
+                with self._lock:
+                    self._strip(chunk, record)
+
+    def _strip(self, chunk: ChunkId, record: Record) -> None:
+        """Take overlays away that a checkpoint has written."""
+        if self.cache.get(chunk) is record:
+            self.cache[chunk] = record._replace(overlay=None, under=None)
+        newer = self.fresh.get(chunk)
+        if newer is not None and newer.under is not None:
+            stripped = newer._replace(under=None)
+            if self.cache.get(chunk) is newer:
+                self.cache[chunk] = stripped
+            self.fresh[chunk] = stripped
+
+    # ------------------------------------------------------------------ reads, and blocks
 
     def enter(self) -> int:
         """Begin a read; returns the number to leave by."""
@@ -132,38 +166,63 @@ class Catalog:
         """End a read."""
         del self._inside[number]
 
-    def retire(self, blocks: Sequence[Block]) -> None:
-        """Free blocks after a sync, once every read that may be inside them has ended."""
+    def reusable(self) -> list[Block]:
+        """Hand out the blocks that are left for good and that no read is inside of."""
+        found: list[Block] = []
         with self._lock:
-            if blocks:
-                self._limbo.append((next(self._numbers), blocks))
             oldest = min(list(self._inside), default=None)
             while self._limbo and (oldest is None or self._limbo[0][0] < oldest):
-                for block in self._limbo.popleft()[1]:
-                    self._unsynced.append(block)
-                    self.unsynced_bytes += block.n_bytes
+                found += self._limbo.popleft()[1]
+        return found
 
-    def sync(self) -> None:
-        """Bring bytes and then the records that name them to the disk; free what they left.
+    # ------------------------------------------------------------------ lists
+
+    def scan(self, after: ChunkId | None, limit: int) -> list[tuple[ChunkId, ChunkMeta]]:
+        """List records behind ``after`` in the order of their chunks' ids, at most ``limit``.
 
         Raises:
-            Error: NO_SPACE, IO.
+            Error: CORRUPT, IO.
         """
-        with self._syncing:  # one that found nothing dirty must not overtake one that did
-            self.retire(())
-            with self._lock:
-                freed, self._unsynced = self._unsynced, []
-                self.unsynced_bytes = 0
-                until = next(self._numbers)
-            try:
-                self._files.sync()
-                self._metadata.sync()
-            except BaseException:
-                with self._lock:
-                    self._unsynced += freed
-                    self.unsynced_bytes += sum(block.n_bytes for block in freed)
-                raise
-            self._files.release(freed)
-            with self._lock:
-                for chunk in [chunk for chunk, when in self.shrunk.items() if when < until]:
-                    del self.shrunk[chunk]
+        with self._lock:
+            newer = {**self.sealed, **self.fresh}
+        if after is not None:
+            newer = {chunk: record for chunk, record in newer.items() if chunk > after}
+        start = b"c" if after is None else chunk_key(after) + b"\0"
+        return self._merged(newer, start, None, limit)
+
+    def scan_inode(self, inode: InodeId) -> list[tuple[ChunkId, ChunkMeta]]:
+        """List one file's records.
+
+        Raises:
+            Error: CORRUPT, IO.
+        """
+        first, last = chunk_id(inode, 0), chunk_id(inode, 2**32 - 1)
+        prefix = first[:INODE_BYTES]
+        newer: Records = {}
+        with self._lock:
+            for chunk in self._of_inode_sealed.get(prefix, ()):
+                newer[chunk] = self.sealed[chunk]
+            for chunk in self._of_inode.get(prefix, ()):
+                newer[chunk] = self.fresh[chunk]
+        return self._merged(newer, chunk_key(first), last, 2**32)
+
+    def _merged(
+        self, newer: Records, start: bytes, last: ChunkId | None, limit: int
+    ) -> list[tuple[ChunkId, ChunkMeta]]:
+        found: dict[ChunkId, ChunkMeta] = {}
+        end: ChunkId | None = None
+        for key, value in self._database.items(b"c", start):
+            chunk = ChunkId(key[1:])
+            if last is not None and chunk > last:
+                break
+            if len(found) >= limit:
+                end = chunk
+                break
+            if chunk not in newer:
+                found[chunk] = unpack_meta(value)[0]
+            else:
+                found[chunk] = newer[chunk].meta
+        for chunk, record in newer.items():
+            if end is None or chunk < end:
+                found[chunk] = record.meta
+        return [(chunk, found[chunk]) for chunk in sorted(found)[:limit]]

@@ -1,4 +1,4 @@
-"""CRC32C of chunks: one checksum a grain of 64 KiB, and how checksums of parts make a whole's.
+"""CRC32C of chunks: how the checksums of parts (grains of 64 KiB, pages of 4) make a whole's.
 
 CRC32C is linear: the CRC of ``a + b`` is that of ``a``, shifted over the length of ``b``, xor that
 of ``b``. So an append extends a grain's checksum without reading it, and the checksum of a payload
@@ -9,13 +9,15 @@ bring up to date. Pure; stands apart because wire, store and checks use the same
 
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from crc32c import crc32c as _crc32c
 
 GRAIN_BYTES = 64 * 1024
 GRAIN_SHIFT = 16
+PAGE_BYTES = 4096
+PAGE_SHIFT = 12
 
 assert sys.byteorder == "little" and array("I").itemsize == 4, "grains are packed as they lie"
 
@@ -98,12 +100,39 @@ def combine_grains(crcs: Iterable[int], value: int = 0) -> int:
     return value
 
 
+_P0, _P1, _P2, _P3 = _shift_tables(PAGE_SHIFT)
+
+
+def combine_pages(crcs: Sequence[int], n_bytes: int) -> int:
+    """Return the CRC32C of pages in a row that are ``n_bytes`` long; only the last may be short."""
+    short = n_bytes % PAGE_BYTES
+    p0, p1, p2, p3, value = _P0, _P1, _P2, _P3, 0
+    for crc in crcs[:-1] if short else crcs:
+        value = (
+            p0[value & 255] ^ p1[value >> 8 & 255] ^ p2[value >> 16 & 255] ^ p3[value >> 24] ^ crc
+        )
+    return combine(value, crcs[-1], short) if short else value
+
+
+@cache
+def _pages_tables(count: int) -> Tables:
+    """Return the tables that shift a CRC over ``count`` pages."""
+    return _tables([shift(1 << bit, count << PAGE_SHIFT) for bit in range(32)])
+
+
+def shift_pages(crc: int, count: int) -> int:
+    """Return what ``crc`` contributes once ``count`` pages have followed, up to a grain of them."""
+    t0, t1, t2, t3 = _pages_tables(count)
+    return t0[crc & 255] ^ t1[crc >> 8 & 255] ^ t2[crc >> 16 & 255] ^ t3[crc >> 24]
+
+
 def extend_with_zeros(crc: int, n_bytes: int) -> int:
     """Return the CRC32C after ``n_bytes`` zeros more; at most a grain of them."""
     return _crc32c(memoryview(_ZEROS)[:n_bytes], crc)
 
 
 ZERO_GRAIN = _crc32c(_ZEROS)
+ZERO_PAGE = _crc32c(_ZEROS[:PAGE_BYTES])
 
 
 def grains_of(data: Buffer) -> "array[int]":
@@ -148,6 +177,27 @@ def extend_grains_with_zeros(grains: "array[int]", length: int, n_bytes: int) ->
     if tail:
         after.append(extend_with_zeros(0, tail))
     return after
+
+
+def extend_pages(pages: "array[int]", length: int, data: memoryview) -> "array[int]":
+    """Append ``data`` to a chunk of ``length`` bytes with these pages, which are changed."""
+    head = min(-length % PAGE_BYTES, len(data))
+    if head:
+        pages[-1] = _crc32c(data[:head], pages[-1])
+    pages.extend([_crc32c(data[at : at + PAGE_BYTES]) for at in range(head, len(data), PAGE_BYTES)])
+    return pages
+
+
+def extend_pages_with_zeros(pages: "array[int]", length: int, n_bytes: int) -> "array[int]":
+    """Append zeros to a chunk of ``length`` bytes with these pages, which are changed."""
+    head = min(-length % PAGE_BYTES, n_bytes)
+    if head:
+        pages[-1] = extend_with_zeros(pages[-1], head)
+    full, tail = divmod(n_bytes - head, PAGE_BYTES)
+    pages.extend([ZERO_PAGE] * full)
+    if tail:
+        pages.append(extend_with_zeros(0, tail))
+    return pages
 
 
 def digest(grains: "array[int]") -> int:

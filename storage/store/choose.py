@@ -1,7 +1,8 @@
 """Where an update's bytes shall go: the decision, apart from carrying it out.
 
-Pure. The four placements (records.Placement) cost differently: appending writes what is new and
-nothing else; a patch writes twice, and little; a copy writes the whole chunk once.
+Pure. The placements (records.Placement) cost differently: appending writes what is new and
+nothing else; a patch writes twice, and little; a copy writes the whole chunk once; sharing writes
+nothing.
 """
 
 from typing import NamedTuple
@@ -32,12 +33,15 @@ def choose(
     block: Block | None,
     pending: PendingRecord | None,
     update: Update,
-    shrunk: bool = False,
+    *,
+    fixed: bool = False,
+    shared: bool = False,
 ) -> Choice:
     """Decide how an update of a chunk of ``length`` bytes in ``block`` is placed.
 
-    ``pending`` is the update that it will replace, if there is one. ``shrunk``: the chunk was
-    longer when it was last synced; to append in place would overwrite what is durable.
+    ``pending`` is the update that it will replace, if there is one. ``fixed``: the chunk was longer
+    at the last checkpoint, so to append in place would overwrite what a crash may bring back.
+    ``shared``: other chunks use the block too, so nothing in it may change.
 
     Raises:
         Error: TOO_LARGE beyond the chunk size, INVALID for an unknown kind.
@@ -45,6 +49,8 @@ def choose(
     kind = update.kind
     if kind == Kind.REMOVE:
         return Choice(Placement.NONE, 0)
+    if kind == Kind.LOST:
+        return Choice(Placement.NONE, update.length)
     if kind == Kind.WRITE:
         end = update.offset + update.length
     elif kind in (Kind.REPLACE, Kind.TRUNCATE):
@@ -66,9 +72,9 @@ def choose(
         start, end = update.offset, max(end, length)
     if end == length and start == length:
         return Choice(Placement.NONE, length)
-    fits = block is not None and end <= block.n_bytes
+    fits = block is not None and end <= block.n_bytes and not shared
     if start >= length:
-        in_place = fits and not shrunk and _free_beyond(pending, update)
+        in_place = fits and not fixed and _free_beyond(pending, update)
         return Choice(Placement.APPEND if in_place else Placement.COPY, end)
     whole = start == 0 and update.length >= length
     small = update.length < max(PATCH_BYTES, length // PATCH_SHARE)

@@ -1,27 +1,30 @@
-"""The chunk store on a disk: block files for bytes, RocksDB for records.
+"""The chunk store on a disk: block files for bytes, a log for what happens, a database for records.
 
-An update is placed (choose.py, place.py), then one write batch makes a whole batch of updates
-pending; another one commits them. What may be seen when:
+The life of an update, and what may be seen when:
 
-- The committed record names block, length and grain checksums: bytes that it does not name do
-  not exist. So copies and appends are written before they are visible, with no harm done if the
-  process dies in between.
-- A patch changes visible bytes. Its payload lies in the pending record; ``commit`` first records
-  the new committed record, then writes the payload in place, then drops the pending record. A
-  pending patch whose image is the committed one thus means *committed, perhaps not yet written*:
-  opening writes it again. A reader that meets a block before its patch fails the check, waits for
-  the chunk's lock, and reads again with the record as it is then.
-- A block that a commit frees is not reused while a read that began before is still going on, nor
-  before a sync.
+1. ``prepare`` places it (choose.py, place.py). Copies and appends are written to blocks, where no
+   record names them yet; a patch becomes the pages that it touches. Then one frame makes the whole
+   batch *pending*: its entries, and the pages, are the pending updates. There is no other copy.
+2. ``commit`` appends a frame that names the updates. From then on they are *committed*: memory
+   shows the new records. A patch's pages lie over the block as its chunk's *overlay*; readers
+   verify the block's bytes with the overlay laid over them, so it is all one to them whether a page
+   was written to its place already.
+3. When a segment of the log is full, it is *sealed* and the next one begins. A *checkpoint* brings
+   what the sealed one says to the block files and the database (checkpoint.py), beside everything
+   else, and drops it. Only then are blocks used again that its commits left.
 
-Open time grows with the number of records, not with bytes: free blocks are those that no record
-names.
+After a crash the log is replayed (replay.py): what a frame says happened whole or not at all, and
+doing it again changes nothing. Bytes are synced before the records that name them only by ``sync``,
+by a checkpoint, or always if the store is *durable*; bytes lost otherwise fail their checksum.
+
+Nothing here needs a thread, a clock or the operating system: all of it runs over parts.py. Work is
+put off until it is due and then done by whoever comes, or by a keeper (keeper.py).
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
@@ -31,46 +34,81 @@ from hillfire.storage.store.base import (
     Image,
     Pending,
     Space,
-    Tag,
     Update,
 )
+from hillfire.storage.store.becoming import committed, left
+from hillfire.storage.store.blocks import Block
 from hillfire.storage.store.catalog import Catalog
-from hillfire.storage.store.files import BlockFiles
-from hillfire.storage.store.metadata import Metadata
-from hillfire.storage.store.opening import Opened, open_parts
-from hillfire.storage.store.place import Placer
-from hillfire.storage.store.reading import Reader, read_payload
-from hillfire.storage.store.records import (
-    PendingRecord,
-    Placement,
-    Record,
-    channel_key,
-    chunk_key,
-    pack_pending,
-    pack_record,
+from hillfire.storage.store.checkpoint import Checkpointer, Sealed
+from hillfire.storage.store.files import DiskBlocks
+from hillfire.storage.store.frames import (
+    pack_commit,
+    pack_discard,
+    pack_forget,
+    pack_prepare,
     pack_tag,
-    pending_key,
-    unpack_record,
 )
-from hillfire.types import ChunkId, InodeId, Version, chunk_id
+from hillfire.storage.store.journal import Journal
+from hillfire.storage.store.keeper import Keeper
+from hillfire.storage.store.logfiles import DiskLog
+from hillfire.storage.store.metadata import Metadata
+from hillfire.storage.store.opening import Opened, read_parts
+from hillfire.storage.store.parts import Parts
+from hillfire.storage.store.place import Placer
+from hillfire.storage.store.reader import Reader
+from hillfire.storage.store.reading import read_payload
+from hillfire.storage.store.records import Channel, LatestTag, PendingRecord, Placement, Record
+from hillfire.storage.store.system import System
+from hillfire.types import ChunkId, InodeId, Version
 
-RESERVE_BYTES = 64 * 1024 * 1024
-"""Of the disk: block files leave this much, so that deletions can still be recorded."""
-RECORD_LIMIT = 131_072
-"""How many decoded records are kept in memory, about 0.7 KiB each for chunks of 1 MiB."""
-UNSYNCED_BYTES = 256 * 1024 * 1024
-"""Blocks that were freed are used again after a sync; this much of them brings one about."""
-STRIPES = 64
-"""How many locks the chunks share for the moment in which a patch is applied."""
+MIB = 1024 * 1024
+
+
+class Options(NamedTuple):
+    """How a store behaves."""
+
+    durable: bool = False
+    """``prepare`` and ``commit`` return after the disk has everything"""
+    reserve_bytes: int = 64 * MIB
+    """Of the disk: with less than this no block is taken, with less than half nothing written."""
+    spare_bytes: int = 8 * MIB
+    """Of the disk: a file that is given up when the log or the database find it full."""
+    record_limit: int = 65_536
+    """How many decoded records are kept in memory, about 1.7 KiB each for chunks of 1 MiB."""
+    segment_bytes: int = 16 * MIB
+    """A segment of the log is sealed when it holds this much, or"""
+    segment_records: int = 8192
+    """changed so many chunks, or"""
+    segment_freed_bytes: int = 256 * MIB
+    """freed so many bytes of blocks."""
+
+
+OVERFLOW = 4
+"""A segment may hold so many times its size while the one before is being checkpointed."""
+KEEP_IDLE_BYTES = 16 * MIB
+"""Of free blocks that the disk has set aside, in a store with nothing to do."""
+
+
+class Waker(Protocol):
+    """Whoever does the work that was put off."""
+
+    def wake(self) -> None:
+        """There is some now."""
+
+    def close(self) -> None:
+        """Stop."""
 
 
 def open_store(
     directory: Path,
     *,
     direct: bool = True,
-    reserve_bytes: int = RESERVE_BYTES,
-    record_limit: int = RECORD_LIMIT,
-) -> ChunkStore:
+    durable: bool = False,
+    options: Options | None = None,
+    reserve_bytes: int | None = None,
+    record_limit: int | None = None,
+    system: System | None = None,
+) -> "EngineStore":
     """Open the store in ``directory``, or create one there.
 
     ``direct`` writes large payloads past the page cache: with three stores on one disk that is 1.8
@@ -81,25 +119,117 @@ def open_store(
         Error: BUSY if another process has it open, CORRUPT if something is missing or damaged,
             WRONG_PEER_VERSION if it has another format, NO_SPACE, IO.
     """
-    opened = open_parts(directory, direct=direct, reserve_bytes=reserve_bytes)
-    return EngineStore(opened, record_limit)
+    options = options or Options()
+    options = options._replace(
+        durable=durable or options.durable,
+        reserve_bytes=options.reserve_bytes if reserve_bytes is None else reserve_bytes,
+        record_limit=options.record_limit if record_limit is None else record_limit,
+    )
+    parts = _open_parts(directory, direct, system or System())
+    try:
+        store = open_engine(parts, options)
+    except Error as exc:
+        raise Error(exc.code, f"{directory}: {exc.strerror}") from exc
+    store.keeper = Keeper(store.upkeep, store.progress)
+    return store
+
+
+def _open_parts(directory: Path, direct: bool, system: System) -> Parts:
+    try:
+        system.make_directory(directory)
+    except OSError as exc:
+        raise Error(Code.IO, f"cannot create {directory}: {exc.strerror}") from exc
+    metadata = Metadata(directory / "records")
+    try:
+        blocks = DiskBlocks(directory / "blocks", direct=direct, system=system)
+    except BaseException:
+        metadata.close()
+        raise
+    try:
+        return Parts(metadata, blocks, DiskLog(directory / "log", system))
+    except BaseException:
+        metadata.close()
+        blocks.close()
+        raise
+
+
+def open_engine(parts: Parts, options: Options | None = None) -> "EngineStore":
+    """Open or create a store over ``parts``, which are closed if that fails.
+
+    Raises:
+        Error: CORRUPT, WRONG_PEER_VERSION, NO_SPACE, IO.
+    """
+    options = options or Options()
+    try:
+        opened = read_parts(parts, options.reserve_bytes)
+        store = EngineStore(parts, options, opened)
+        store.settle(opened)
+        return store
+    except BaseException:
+        parts.records.close()
+        parts.blocks.close()
+        parts.log.close()
+        raise
 
 
 class EngineStore(ChunkStore):
-    """One target's chunks on a disk. Made by ``open_store``."""
+    """One target's chunks. Made by ``open_store`` or ``open_engine``."""
 
-    def __init__(self, opened: Opened, record_limit: int) -> None:
-        """Take over what ``open_parts`` opened."""
-        self._metadata: Metadata = opened.metadata
-        self._files: BlockFiles = opened.files
-        self._pending: dict[ChunkId, PendingRecord] = opened.pending
+    def __init__(self, parts: Parts, options: Options, opened: Opened) -> None:
+        """Take over what ``read_parts`` found."""
+        self._parts = parts
+        self._options = options
+        self._blocks = opened.blocks
+        self._pending = opened.replayed.pending
         self._tags = opened.tags
-        self._lock = threading.Lock()
-        self._catalog = Catalog(self._metadata, self._files, record_limit)
+        self._changed_tags: dict[Channel, LatestTag | None] = {}
+        self._spare = parts.blocks.reserve(options.spare_bytes)
+        self._catalog = Catalog(parts.records, options.record_limit, opened.replayed.records)
         self._records = self._catalog.cache
-        self._placer = Placer(self._files, self._catalog.sync)
-        self._stripes = [threading.Lock() for _ in range(STRIPES)]
-        self._reader = Reader(self._files, self._catalog, self._stripes)
+        last = max([opened.checkpointed, *opened.segments])
+        self._journal = Journal(parts.log, last + 1, opened.replayed.frame, self._give_up_spare)
+        self._checkpointer = Checkpointer(
+            parts.records, self._blocks, self._journal, opened.stored, self._give_up_spare
+        )
+        self._placer = Placer(self._blocks, self._make_room, self._catalog.get, self._pending)
+        self._reader = Reader(self._blocks, self._catalog, self._journal.lock)
+        self._maintaining = threading.Lock()
+        self._unfinished: Sealed | None = None
+        self._failed: Error | None = None
+        self._allocations = 0
+        self.keeper: Waker | None = None
+
+    def settle(self, opened: Opened) -> None:
+        """Bring what was replayed to its places, and drop the old log.
+
+        Raises:
+            Error: NO_SPACE, IO.
+        """
+        if not opened.segments:
+            return
+        for segment in opened.segments:
+            self._parts.log.sync(segment)
+        self._blocks.sync_everything()
+        frame, _, _, tags = opened.replayed
+        self._drop_damaged(opened.stored)
+        records = self._catalog.seal()
+        sealed = Sealed(opened.segments[-1], frame, records, dict(self._pending), tags)
+        self._checkpointer.run(sealed)
+        self._catalog.settle(sealed.segment)
+        for segment in opened.segments:
+            self._parts.log.remove(segment)
+
+    def _drop_damaged(self, stored: Mapping[ChunkId, PendingRecord]) -> None:
+        """Forget pending updates whose bytes went with the host's power, as if the log ended there.
+
+        To commit them would put a damaged image in the place of a good one.
+        """
+        for chunk, waiting in list(self._pending.items()):
+            if stored.get(chunk) is not waiting and not self._reader.is_whole(chunk, waiting):
+                del self._pending[chunk]
+                self._drop(waiting)
+
+    # ------------------------------------------------------------------ records
 
     def get(self, chunk: ChunkId) -> ChunkMeta | None:
         """See ``ChunkStore.get``."""
@@ -114,122 +244,158 @@ class EngineStore(ChunkStore):
         """See ``ChunkStore.pending``."""
         return iter([(chunk, record.pending) for chunk, record in list(self._pending.items())])
 
-    def tags(self) -> Iterator[tuple[Tag, ChunkId, Version]]:
+    def tags(self) -> Iterator[LatestTag]:
         """See ``ChunkStore.tags``."""
-        with self._lock:
+        with self._journal.lock:
             return iter(list(self._tags.values()))
+
+    def scan(
+        self, after: ChunkId | None = None, limit: int = 4096
+    ) -> list[tuple[ChunkId, ChunkMeta]]:
+        """See ``ChunkStore.scan``."""
+        return self._catalog.scan(after, limit)
+
+    def scan_inode(self, inode: InodeId) -> list[tuple[ChunkId, ChunkMeta]]:
+        """See ``ChunkStore.scan_inode``."""
+        found = self._catalog.scan_inode(inode)
+        return [(chunk, meta) for chunk, meta in found if not meta.removed]
+
+    # ------------------------------------------------------------------ updates
 
     def prepare(self, updates: Sequence[Update]) -> list[Image | Exception]:
         """See ``ChunkStore.prepare``."""
+        if self._failed is not None:
+            return [self._failed] * len(updates)
         answers: list[Image | Exception] = []
         fresh: list[tuple[ChunkId, PendingRecord]] = []
+        entries: list[bytes] = []
+        images: list[memoryview] = []
         get, pendings, place = self._catalog.get, self._pending, self._placer.place
         shrunk = self._catalog.shrunk
-        self._catalog.retire(())
-        if self._catalog.unsynced_bytes >= UNSYNCED_BYTES:
-            try:
-                self._catalog.sync()
-            except Error as exc:
-                return [exc] * len(updates)
-        full = self._files.nearly_full()
+        full = self._blocks.nearly_full()
+        bytes_written = False
         for update in updates:
             try:
                 chunk = update.chunk
-                if full and update.kind in (Kind.WRITE, Kind.REPLACE):
+                if full and update.kind in (Kind.WRITE, Kind.REPLACE, Kind.CLONE):
                     raise Error(Code.NO_SPACE, "the disk is full; deleting makes room")
                 record = place(update, get(chunk), pendings.get(chunk), chunk in shrunk)
             except Error as exc:
                 answers.append(exc)
+                continue
+            answers.append(Image(record.pending.length, record.pending.checksum))
+            fresh.append((chunk, record))
+            entry, image = pack_prepare(chunk, record)
+            entries.append(entry)
+            if image:
+                images.append(image)
             else:
-                answers.append(Image(record.pending.length, record.pending.checksum))
-                fresh.append((chunk, record))
+                bytes_written = True
         assert len({chunk for chunk, _ in fresh}) == len(fresh), "one update of a chunk at a time"
+        if not fresh:
+            return answers
         try:
-            if fresh:
-                self._metadata.write([(pending_key(c), pack_pending(r)) for c, r in fresh])
+            if self._options.durable and bytes_written:
+                self._blocks.sync()
+            with self._journal.lock:
+                self._journal.append(entries, images)
+                for chunk, record in fresh:
+                    old = pendings.get(chunk)
+                    pendings[chunk] = record
+                    if old is not None:
+                        self._drop(old)
         except Error as exc:
             for _, record in fresh:
                 self._drop(record)
             return [exc if isinstance(answer, Image) else answer for answer in answers]
-        for chunk, record in fresh:
-            old = pendings.get(chunk)
-            pendings[chunk] = record
-            if old is not None:
-                self._drop(old)
+        if self._options.durable:
+            try:
+                self._journal.sync()
+            except Error as exc:
+                self._failed = exc
+                return [exc if isinstance(answer, Image) else answer for answer in answers]
+        self._keep_up()
         return answers
 
     def _drop(self, record: PendingRecord) -> None:
-        """Free what a pending update had for itself."""
-        if record.placement == Placement.COPY and record.block is not None:
-            self._catalog.retire([record.block])
+        """Leave what a pending update had for itself."""
+        if record.block is not None and record.placement in (Placement.COPY, Placement.SHARE):
+            self._catalog.retire(record.block)
 
     def commit(self, chunks: Sequence[tuple[ChunkId, Version, int]]) -> None:
         """See ``ChunkStore.commit``."""
-        records: dict[ChunkId, Record] = {}
-        puts: list[tuple[bytes, bytes]] = []
-        deletes: list[bytes] = []
-        patches: list[tuple[ChunkId, PendingRecord]] = []
+        if self._failed is not None:
+            raise self._failed
+        entries, olds = [], []
         for chunk, version, chain_version in chunks:
-            waiting = self._pending[chunk]
-            pending = waiting.pending
+            pending = self._pending[chunk].pending
             assert pending.version == version, f"pending is {pending.version}, not {version}"
-            record = self._committed(chunk, waiting, chain_version)
-            records[chunk] = record
-            puts.append((chunk_key(chunk), pack_record(record)))
-            if waiting.placement == Placement.PATCH:
-                patches.append((chunk, waiting))
-            else:
-                deletes.append(pending_key(chunk))
-        with ExitStack() as held:
-            for stripe in sorted({hash(chunk) % STRIPES for chunk, _ in patches}):
-                held.enter_context(self._stripes[stripe])
-            with self._lock:
-                puts += self._latest_tags(chunks)
-            self._catalog.replace(records, puts, deletes)
-            for _, patch in patches:
-                assert patch.block is not None, "a patched chunk has a block"
-                self._files.write(patch.block, patch.pending.offset, memoryview(patch.payload))
-        if patches:
-            self._metadata.write(deletes=[pending_key(chunk) for chunk, _ in patches])
-        for chunk in records:
-            del self._pending[chunk]
-
-    def _committed(self, chunk: ChunkId, waiting: PendingRecord, chain_version: int) -> Record:
-        """Return the record that a pending update becomes."""
-        pending, old = waiting.pending, self.get(chunk)
-        epoch = pending.epoch if old is None or old.epoch < pending.epoch else old.epoch
-        meta = ChunkMeta(
-            pending.version,
-            pending.length,
-            pending.checksum,
-            pending.tag,
-            chain_version,
-            epoch,
-            pending.kind == Kind.REMOVE,
-        )
-        return Record(meta, waiting.block, waiting.grains)
-
-    def _latest_tags(
-        self, chunks: Sequence[tuple[ChunkId, Version, int]]
-    ) -> list[tuple[bytes, bytes]]:
-        """Note the tags of updates that commit; a transfer may bring one that is not the latest."""
-        puts = []
-        for chunk, version, _ in chunks:
-            tag = self._pending[chunk].pending.tag
-            channel = tag.client, tag.channel
-            latest = self._tags.get(channel)
-            if latest is None or latest[0].sequence <= tag.sequence:
-                self._tags[channel] = tag, chunk, version
-                puts.append((channel_key(*channel), pack_tag(tag.sequence, chunk, version)))
-        return puts
+            entries.append(pack_commit(chunk, version, chain_version))
+            olds.append(self._catalog.get(chunk))
+        records: dict[ChunkId, Record] = {}
+        freed: list[Block] = []
+        shrunk, tags, changed = self._catalog.shrunk, self._tags, self._changed_tags
+        with self._journal.lock:
+            frame = self._journal.append(entries)
+            segment = self._journal.segment
+            for (chunk, version, chain_version), old in zip(chunks, olds, strict=True):
+                waiting = self._pending.pop(chunk)
+                record = committed(waiting, old, chain_version, frame, segment)
+                records[chunk] = record
+                if old is not None:
+                    block = left(waiting, old)
+                    if block is not None:
+                        freed.append(block)
+                    elif record.meta.length < old.meta.length:
+                        shrunk[chunk] = segment
+                tag = waiting.pending.tag
+                channel = tag.client, tag.channel
+                latest = tags.get(channel)
+                if latest is None or latest[0].sequence <= tag.sequence:
+                    tags[channel] = changed[channel] = tag, chunk, version
+            self._catalog.replace(records, freed)
+        if self._options.durable:
+            self._journal.sync()
+        self._keep_up()
 
     def discard(self, chunk: ChunkId) -> None:
         """See ``ChunkStore.discard``."""
-        record = self._pending.get(chunk)
-        if record is not None:
-            self._metadata.write(deletes=[pending_key(chunk)])
-            del self._pending[chunk]
-            self._drop(record)
+        if chunk not in self._pending:
+            return
+        with self._journal.lock:
+            self._journal.append([pack_discard(chunk)])
+            self._drop(self._pending.pop(chunk))
+
+    def remember(self, tags: Iterable[LatestTag]) -> None:
+        """See ``ChunkStore.remember``."""
+        with self._journal.lock:
+            later = []
+            for latest in tags:
+                tag = latest[0]
+                known = self._tags.get((tag.client, tag.channel))
+                if known is None or known[0].sequence < tag.sequence:
+                    later.append(latest)
+            if not later:
+                return
+            self._journal.append([pack_tag(latest) for latest in later])
+            for latest in later:
+                channel = latest[0].client, latest[0].channel
+                self._tags[channel] = self._changed_tags[channel] = latest
+        self._keep_up()
+
+    def forget_clients(self, clients: Iterable[int]) -> None:
+        """See ``ChunkStore.forget_clients``."""
+        gone = set(clients)
+        with self._journal.lock:
+            channels = [channel for channel in self._tags if channel[0] in gone]
+            if not channels:
+                return
+            self._journal.append([pack_forget(client) for client in sorted(gone)])
+            for channel in channels:
+                del self._tags[channel]
+                self._changed_tags[channel] = None
+
+    # ------------------------------------------------------------------ reads
 
     def read(self, chunk: ChunkId, offset: int, into: memoryview) -> tuple[int, int, Version]:
         """See ``ChunkStore.read``."""
@@ -249,67 +415,110 @@ class EngineStore(ChunkStore):
         record = self._pending.get(chunk)
         if record is None:
             raise Error(Code.INVALID, f"nothing is pending for chunk {chunk.hex()}")
-        return read_payload(self._files, record, into)
-
-    def scan(
-        self, after: ChunkId | None = None, limit: int = 4096
-    ) -> list[tuple[ChunkId, ChunkMeta]]:
-        """See ``ChunkStore.scan``."""
-        start = b"c" if after is None else chunk_key(after) + b"\0"
-        return self._list(start, None, limit)
-
-    def scan_inode(self, inode: InodeId) -> list[tuple[ChunkId, ChunkMeta]]:
-        """See ``ChunkStore.scan_inode``."""
-        found = self._list(chunk_key(chunk_id(inode, 0)), chunk_id(inode, 2**32 - 1), 2**32)
-        return [(chunk, meta) for chunk, meta in found if not meta.removed]
-
-    def _list(
-        self, start: bytes, last: ChunkId | None, limit: int
-    ) -> list[tuple[ChunkId, ChunkMeta]]:
-        found: list[tuple[ChunkId, ChunkMeta]] = []
-        for key, value in self._metadata.items(b"c", start):
-            chunk = ChunkId(key[1:])
-            if len(found) >= limit or (last is not None and chunk > last):
-                break
-            found.append((chunk, unpack_record(value).meta))
-        return found
-
-    def remember(self, tags: Iterable[tuple[Tag, ChunkId, Version]]) -> None:
-        """See ``ChunkStore.remember``."""
-        puts = []
-        with self._lock:
-            for tag, chunk, version in tags:
-                channel = tag.client, tag.channel
-                latest = self._tags.get(channel)
-                if latest is None or latest[0].sequence < tag.sequence:
-                    self._tags[channel] = tag, chunk, version
-                    puts.append((channel_key(*channel), pack_tag(tag.sequence, chunk, version)))
-            self._metadata.write(puts)
-
-    def forget_clients(self, clients: Iterable[int]) -> None:
-        """See ``ChunkStore.forget_clients``."""
-        gone = set(clients)
-        with self._lock:
-            keys = [key for key in self._tags if key[0] in gone]
-            self._metadata.write(deletes=[channel_key(*key) for key in keys])
-            for key in keys:
-                del self._tags[key]
+        return read_payload(self._blocks, record, into)
 
     def verify(self, chunk: ChunkId, *, cold: bool = False) -> int:
         """See ``ChunkStore.verify``."""
-        meta = self.get(chunk)
-        length = 0 if meta is None else meta.length
-        return self.read(chunk, 0, memoryview(bytearray(length)))[0]
+        return self._reader.verify(chunk, cold)
+
+    # ------------------------------------------------------------------ upkeep
+
+    def progress(self) -> int:
+        """Return a number that grows with what happens."""
+        return self._journal.frame
+
+    def upkeep(self) -> None:
+        """Do work that was put off; a store whose disk fails at it refuses updates from then on."""
+        try:
+            self.maintain()
+        except Error as exc:
+            if exc.code != Code.NO_SPACE:
+                self._failed = exc
+
+    def _exceeds(self, times: int) -> bool:
+        options, catalog = self._options, self._catalog
+        return (
+            self._journal.position >= options.segment_bytes * times
+            or len(catalog.fresh) >= options.segment_records * times
+            or catalog.freed_bytes >= options.segment_freed_bytes * times
+        )
+
+    def _keep_up(self) -> None:
+        """Have work done that is due; do it here if there is no keeper, or it cannot keep up."""
+        if not self._exceeds(1):
+            return
+        if self.keeper is not None and not self._exceeds(OVERFLOW):
+            self.keeper.wake()
+            return
+        self.upkeep()
+
+    def maintain(self) -> bool:
+        """See ``ChunkStore.maintain``: a checkpoint, or else free blocks become holes."""
+        with self._maintaining:
+            if self._unfinished is None:
+                if not self._journal.position and not self._catalog.freed_bytes:
+                    return self._tidy()
+                self._unfinished = self._seal()
+            sealed = self._unfinished
+            self._checkpointer.run(sealed)
+            self._catalog.settle(sealed.segment)
+            self._unfinished = None
+            self._journal.remove(sealed.segment)
+            self._blocks.release(self._catalog.reusable())
+            if not self._spare and self._blocks.has_room(self._options.spare_bytes):
+                self._spare = self._parts.blocks.reserve(self._options.spare_bytes)
+            return True
+
+    def _seal(self) -> Sealed:
+        with self._journal.lock:
+            segment = self._journal.rotate()
+            records = self._catalog.seal()
+            tags, self._changed_tags = self._changed_tags, {}
+            frame = self._journal.frame
+            return Sealed(segment, frame, records, dict(self._pending), tags)
+
+    def _tidy(self) -> bool:
+        blocks = self._catalog.reusable()
+        self._blocks.release(blocks)
+        if self._allocations == self._blocks.allocations:
+            return self._blocks.trim(KEEP_IDLE_BYTES) or bool(blocks)
+        self._allocations = self._blocks.allocations
+        return True
+
+    def _make_room(self) -> None:
+        """Bring back what was freed: the disk is full."""
+        self.maintain()
+
+    def _give_up_spare(self) -> bool:
+        """Let the log or the database have the file that is kept for them."""
+        had, self._spare = self._spare, False
+        return had and self._parts.blocks.reserve(0)
 
     def sync(self) -> None:
         """See ``ChunkStore.sync``: first the bytes, then the records that name them."""
-        self._catalog.sync()
+        if self._failed is not None:
+            raise self._failed
+        try:
+            self._blocks.sync()
+            self._journal.sync()
+        except Error as exc:
+            self._failed = exc
+            raise
 
     def space(self) -> Space:
         """See ``ChunkStore.space``."""
-        return self._files.space()
+        return self._blocks.space()
 
     def close(self) -> None:
         """See ``ChunkStore.close``."""
-        self._metadata.close()
-        self._files.close()
+        if self.keeper is not None:
+            self.keeper.close()
+        try:
+            if self._failed is None:
+                self.maintain()
+        except Error:  # the log has it all: the next opening does it again
+            return
+        finally:
+            self._parts.records.close()
+            self._parts.blocks.close()
+            self._parts.log.close()

@@ -1,23 +1,21 @@
-"""The block files: one a size class, preallocated, grown in steps, read and written by offset.
+"""The block files on a real disk: one a size class, preallocated, read and written by offset.
 
-Thin shell over system calls. Blocks are written through the page cache, or past it (``direct``)
-where a write is large: see ``BlockFiles``. The allocator's decisions are in blocks.py.
+Thin shell over system calls (system.py). Blocks are written through the page cache, or past it
+(``direct``) where a write is large. What lies where is decided in allocator.py.
 """
 
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from hillfire.errors import Code, Error
-from hillfire.storage.store.base import Space
-from hillfire.storage.store.blocks import MAX_CLASS, MIN_CLASS, Block, BlockMap, size_class
+from hillfire.storage.store.blocks import MAX_CLASS, MIN_CLASS
+from hillfire.storage.store.parts import Disk
+from hillfire.storage.store.scratch import scratch
+from hillfire.storage.store.system import System
 
-GROW_BYTES = 16 * 1024 * 1024
-"""By how much a block file grows at least; a quarter of its size if that is more."""
-GROW_MAX_BYTES = 1024 * 1024 * 1024
 DIRECT_MIN_BYTES = 256 * 1024
 """Writes from this size on bypass the page cache in direct mode."""
 SINGLE_BYTES = 64 * 1024
@@ -27,7 +25,6 @@ The kernel would read ahead four times as much, into pages of up to 1 MiB, and w
 one of those costs 20 µs where it costs 3 otherwise.
 """
 PAGE = 4096
-SCRATCH_MIN_BYTES = 128 * 1024
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -38,149 +35,105 @@ def translate(exc: OSError, what: str) -> Error:
     return Error(code, f"{what}: {exc.strerror}")
 
 
-def sync_directory(directory: Path) -> None:
-    """Bring a directory's entries to the disk.
+class DiskBlocks:
+    """All block files of one store. See ``parts.BlockFiles``."""
 
-    Raises:
-        OSError: it cannot.
-    """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-class BlockFiles:
-    """All block files of one store. Thread-safe."""
-
-    def __init__(self, directory: Path, *, direct: bool, reserve_bytes: int) -> None:
-        """Open what is in ``directory``.
-
-        ``direct`` writes large payloads past the page cache. Files do not grow into the last
-        ``reserve_bytes`` of the disk: the database needs room to record deletions.
+    def __init__(self, directory: Path, *, direct: bool, system: System) -> None:
+        """Open what is in ``directory``; ``direct`` writes large payloads past the page cache.
 
         Raises:
             Error: IO.
         """
         self._directory = directory
+        self._reserve = directory.parent / "reserve"
         self._direct = direct
-        self._reserve = reserve_bytes
+        self._system = system
         self._lock = threading.Lock()
         self._fds: dict[int, int] = {}
         self._direct_fds: dict[int, int] = {}
         self._single_fds: dict[int, int] = {}
-        self._maps: dict[int, BlockMap] = {}
-        self._dirty: set[int] = set()
-        self._scratch = threading.local()
         try:
-            directory.mkdir(exist_ok=True)
-            sync_directory(directory.parent)
+            system.make_directory(directory)
+            system.sync_directory(directory.parent)
+            names = set(system.names(directory))
         except OSError as exc:
             raise translate(exc, f"cannot create {directory}") from exc
         for name in range(MIN_CLASS, MAX_CLASS + 1):
-            if self._path(name).exists():
+            if self._path(name).name in names:
                 self._open(name)
 
     def _path(self, name: int) -> Path:
         return self._directory / f"{1 << name - 10}K"
 
-    def _open(self, name: int) -> BlockMap:
+    def _error(self, exc: OSError, what: str, name: int) -> Error:
+        return translate(exc, f"cannot {what} {self._path(name)}")
+
+    def _open(self, name: int) -> int:
         """Open or create the file of one class."""
+        system, path = self._system, self._path(name)
         try:
-            fd = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = system.open(path, os.O_RDWR | os.O_CREAT)
             self._fds[name] = fd
-            sync_directory(self._directory)
-            single = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            system.sync_directory(self._directory)
+            single = system.open(path, os.O_RDONLY)
             self._single_fds[name] = single
-            os.posix_fadvise(single, 0, 0, os.POSIX_FADV_RANDOM)
-            blocks = BlockMap()
-            blocks.grow(os.fstat(fd).st_size >> name)
+            system.advise(single, 0, 0, os.POSIX_FADV_RANDOM)
         except OSError as exc:
-            raise translate(exc, f"cannot open {self._path(name)}") from exc
+            raise self._error(exc, "open", name) from exc
         if self._direct:
             try:
-                self._direct_fds[name] = os.open(
-                    self._path(name), os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC
-                )
+                self._direct_fds[name] = system.open(path, os.O_RDWR | os.O_DIRECT)
             except OSError:  # tmpfs of old kernels: everything goes through the page cache
                 self._direct = False
-        self._maps[name] = blocks
-        return blocks
+        return fd
 
-    def mark(self, block: Block) -> bool:
-        """Declare a block used, at opening. False if there is no such block or it is used."""
-        blocks = self._maps.get(block.size_class)
-        return blocks is not None and blocks.mark(block.number)
+    def sizes(self) -> dict[int, int]:
+        """See ``BlockFiles.sizes``."""
+        return {name: self._system.size(fd) for name, fd in self._fds.items()}
 
-    def allocate(self, length: int) -> Block:
-        """Take a free block that holds ``length`` bytes.
-
-        Raises:
-            Error: NO_SPACE, IO.
-        """
-        name = size_class(length)
+    def grow(self, size_class: int, size: int) -> None:
+        """See ``BlockFiles.grow``."""
         with self._lock:
-            blocks = self._maps.get(name) or self._open(name)
-            index = blocks.allocate()
-            if index is None:
-                self._grow(name, blocks)
-                index = blocks.allocate()
-                assert index is not None, "a file that grew has a free block"
-            return Block(name, index)
-
-    def _grow(self, name: int, blocks: BlockMap) -> None:
-        fd, size = self._fds[name], blocks.capacity << name
-        step = min(max(GROW_BYTES, size >> 2), GROW_MAX_BYTES) >> name or 1
+            fd = self._fds.get(size_class) or self._open(size_class)
+        old = self._system.size(fd)
         try:
-            while not self.has_room(step << name):
-                if step == 1:
-                    raise Error(Code.NO_SPACE, f"the disk of {self._directory} is full")
-                step = max(1, step >> 2)
-            os.posix_fallocate(fd, size, step << name)
-        except Error:
-            raise
+            self._system.fallocate(fd, old, size - old)
         except OSError as exc:
-            raise translate(exc, f"cannot grow {self._path(name)}") from exc
-        blocks.grow(step)
+            if self._system.size(fd) != old:
+                self._system.truncate(fd, old)
+            raise self._error(exc, "grow", size_class) from exc
 
-    def has_room(self, n_bytes: int) -> bool:
-        """Tell whether the disk has ``n_bytes`` free and the reserve beyond them."""
-        disk = os.statvfs(self._directory)
-        return disk.f_bavail * disk.f_frsize >= n_bytes + self._reserve
+    def shrink(self, size_class: int, size: int) -> None:
+        """See ``BlockFiles.shrink``."""
+        try:
+            self._system.truncate(self._fds[size_class], size)
+        except OSError as exc:
+            raise self._error(exc, "shrink", size_class) from exc
 
-    def nearly_full(self) -> bool:
-        """Tell whether half the reserve is gone: only what frees space may still be recorded."""
-        return not self.has_room(-(self._reserve // 2))
+    def punch(self, size_class: int, offset: int, n_bytes: int) -> bool:
+        """See ``BlockFiles.punch``."""
+        return self._system.punch(self._fds[size_class], offset, n_bytes)
 
-    def release(self, blocks: Sequence[Block]) -> None:
-        """Give blocks back that nobody reads any more."""
-        with self._lock:
-            for block in blocks:
-                self._maps[block.size_class].release(block.number)
+    def fill(self, size_class: int, offset: int, n_bytes: int) -> None:
+        """See ``BlockFiles.fill``."""
+        try:
+            self._system.fallocate(self._fds[size_class], offset, n_bytes)
+        except OSError as exc:
+            raise self._error(exc, "fill", size_class) from exc
 
-    def write(self, block: Block, offset: int, data: memoryview) -> None:
-        """Write bytes into a block.
-
-        Raises:
-            Error: NO_SPACE, IO.
-        """
-        assert offset + len(data) <= block.n_bytes, "a write beyond its block"
+    def write(self, size_class: int, offset: int, data: memoryview) -> None:
+        """See ``BlockFiles.write``."""
         try:
             if self._direct and len(data) >= DIRECT_MIN_BYTES and offset % PAGE == 0:
-                self._write_direct(block, offset, data)
+                self._write_direct(size_class, offset, data)
             else:
-                self._write_all(self._fds[block.size_class], data, block.offset + offset)
+                self._write_all(self._fds[size_class], data, offset)
         except OSError as exc:
-            raise translate(exc, f"cannot write {self._path(block.size_class)}") from exc
-        finally:
-            with self._lock:  # after the bytes, or a sync in between would forget them
-                self._dirty.add(block.size_class)
+            raise self._error(exc, "write", size_class) from exc
 
-    def _write_direct(self, block: Block, offset: int, data: memoryview) -> None:
+    def _write_direct(self, size_class: int, at: int, data: memoryview) -> None:
         """Write past the page cache, by way of aligned memory where ``data`` is not."""
-        fd = self._direct_fds[block.size_class]
-        at = block.offset + offset
+        fd = self._direct_fds[size_class]
         if len(data) % PAGE == 0:
             try:
                 self._write_all(fd, data, at)
@@ -188,79 +141,73 @@ class BlockFiles:
             except OSError as exc:
                 if exc.errno != errno.EINVAL:
                     raise
-        padded = -(-len(data) // PAGE) * PAGE
-        scratch = self.scratch(padded, "direct")
-        scratch[: len(data)] = data
-        scratch[len(data) : padded] = bytes(padded - len(data))
-        self._write_all(fd, scratch[:padded], at)
+        padded = scratch(-(-len(data) // PAGE) * PAGE, "direct")
+        padded[: len(data)] = data
+        padded[len(data) :] = bytes(len(padded) - len(data))
+        self._write_all(fd, padded, at)
 
-    @staticmethod
-    def _write_all(fd: int, data: memoryview, at: int) -> None:
-        done = os.pwrite(fd, data, at)
+    def _write_all(self, fd: int, data: memoryview, at: int) -> None:
+        done = self._system.pwrite(fd, data, at)
         while done < len(data):
-            done += os.pwrite(fd, data[done:], at + done)
-
-    def scratch(self, n_bytes: int, use: str = "edges") -> memoryview:
-        """Return page-aligned memory of this thread's own, of at least ``n_bytes``.
-
-        What was last returned for the same ``use`` is returned again.
-        """
-        found: memoryview | None = getattr(self._scratch, use, None)
-        if found is None or len(found) < n_bytes:
-            size = 1 << max(SCRATCH_MIN_BYTES.bit_length() - 1, (n_bytes - 1).bit_length())
-            found = memoryview(mmap.mmap(-1, size))
-            setattr(self._scratch, use, found)
-        return found
+            done += self._system.pwrite(fd, data[done:], at + done)
 
     def read(
-        self, block: Block, offset: int, into: Sequence[memoryview], n_bytes: int, flags: int = 0
+        self,
+        size_class: int,
+        offset: int,
+        into: Sequence[memoryview],
+        n_bytes: int,
+        *,
+        nowait: bool = False,
     ) -> int:
-        """Scatter ``n_bytes`` of a block from ``offset`` on; returns how many there were.
-
-        Raises:
-            BlockingIOError: with RWF_NOWAIT, when it would have to wait for the disk.
-            Error: IO.
-        """
+        """See ``BlockFiles.read``."""
+        fds = self._single_fds if n_bytes <= SINGLE_BYTES else self._fds
         try:
-            name, number = block
-            fds = self._single_fds if n_bytes <= SINGLE_BYTES else self._fds
-            return os.preadv(fds[name], into, (number << name) + offset, flags)
+            return self._system.preadv(
+                fds[size_class], into, offset, os.RWF_NOWAIT if nowait else 0
+            )
         except BlockingIOError:
             raise
         except OSError as exc:
-            if flags and exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            if nowait and exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise BlockingIOError(exc.errno, "no reads without waiting here") from exc
-            raise translate(exc, f"cannot read {self._path(block.size_class)}") from exc
+            raise self._error(exc, "read", size_class) from exc
 
-    def sync(self, *, everything: bool = False) -> None:
-        """Bring what was written to the disk; ``everything``: by an earlier process too.
+    def drop_cache(self, size_class: int, offset: int, n_bytes: int) -> None:
+        """See ``BlockFiles.drop_cache``: what was written but not synced stays in the cache."""
+        self._system.advise(self._fds[size_class], offset, n_bytes, os.POSIX_FADV_DONTNEED)
 
-        Raises:
-            Error: NO_SPACE, IO.
-        """
-        with self._lock:
-            dirty, self._dirty = self._dirty, set()
-            if everything:
-                dirty = set(self._fds)
-        for name in dirty:
+    def sync(self, size_class: int) -> None:
+        """See ``BlockFiles.sync``."""
+        try:
+            self._system.fdatasync(self._fds[size_class])
+        except OSError as exc:
+            raise self._error(exc, "sync", size_class) from exc
+
+    def disk(self) -> Disk:
+        """See ``BlockFiles.disk``."""
+        total, available = self._system.space(self._directory)
+        return Disk(total, available, sum(map(self._system.allocated, self._fds.values())))
+
+    def reserve(self, n_bytes: int) -> bool:
+        """See ``BlockFiles.reserve``."""
+        try:
+            if not n_bytes:
+                self._system.unlink(self._reserve)
+                return True
+            fd = self._system.open(self._reserve, os.O_RDWR | os.O_CREAT)
             try:
-                os.fdatasync(self._fds[name])
-            except OSError as exc:
-                with self._lock:
-                    self._dirty |= dirty
-                raise translate(exc, f"cannot sync {self._path(name)}") from exc
-
-    def space(self) -> Space:
-        """Tell how full the disk is; blocks that are free again do not count as used."""
-        disk = os.statvfs(self._directory)
-        with self._lock:
-            free = sum(blocks.free << name for name, blocks in self._maps.items())
-        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
-        return Space(max(0, used - free), used + disk.f_bavail * disk.f_frsize)
+                if self._system.size(fd) < n_bytes:
+                    self._system.fallocate(fd, 0, n_bytes)
+            finally:
+                self._system.close(fd)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the files."""
         for fds in (self._fds, self._direct_fds, self._single_fds):
             for fd in fds.values():
-                os.close(fd)
+                self._system.close(fd)
             fds.clear()

@@ -28,6 +28,7 @@ class _Waiting(NamedTuple):
     pending: Pending
     payload: bytes
     image: bytes | None
+    lost: bool
 
 
 def outcome(old: bytes, update: Update, payload: bytes) -> bytes | None:
@@ -54,6 +55,7 @@ class MemoryStore(ChunkStore):
         self._capacity = capacity_bytes
         self._chunks: dict[ChunkId, tuple[ChunkMeta, bytes]] = {}
         self._waiting: dict[ChunkId, _Waiting] = {}
+        self._lost: set[ChunkId] = set()
         self._tags: dict[tuple[int, int], tuple[Tag, ChunkId, Version]] = {}
 
     def get(self, chunk: ChunkId) -> ChunkMeta | None:
@@ -90,13 +92,19 @@ class MemoryStore(ChunkStore):
         if has_payload and checksum != update.checksum:
             raise Error(Code.CHECKSUM, "the payload is not what its sender claims")
         old = self._chunks.get(update.chunk)
+        lost = update.kind == Kind.LOST
         if update.kind == Kind.CLONE:
             image: bytes | None = self._source(update)
+        elif lost:
+            image = b""
         else:
+            self._refuse_lost(update)
             image = outcome(b"" if old is None else old[1], update, payload)
         if self.space().used_bytes + len(image or b"") > self._capacity:
             raise Error(Code.NO_SPACE, f"more than {self._capacity} bytes of chunks")
         result = Image(len(image or b""), digest(grains_of(image or b"")))
+        if lost:
+            result = Image(update.length, update.checksum)
         record = Pending(
             update.version,
             result.length,
@@ -108,20 +116,33 @@ class MemoryStore(ChunkStore):
             len(payload),
             checksum,
             update.source,
-            update.source_version,
+            Version(0) if update.source is None else self._chunks[update.source][0].version,
         )
-        self._waiting[update.chunk] = _Waiting(record, payload, image)
+        self._waiting[update.chunk] = _Waiting(record, payload, image, lost)
         return result
+
+    def _refuse_lost(self, update: Update) -> None:
+        """Refuse what would build upon bytes that are lost."""
+        if update.chunk not in self._lost:
+            return
+        length = self._chunks[update.chunk][0].length
+        whole = update.kind == Kind.WRITE and not update.offset and update.length >= length
+        cut = update.kind == Kind.TRUNCATE and not update.length
+        if not (whole or cut) and update.kind in (Kind.WRITE, Kind.TRUNCATE):
+            raise Error(Code.CORRUPT, "the chunk has lost its bytes; write it whole again")
 
     def _source(self, update: Update) -> bytes:
         """Return the image that a CLONE takes over."""
         assert update.source is not None, "a clone has a source"
         found = self._chunks.get(update.source)
-        version = 0 if found is None else found[0].version
-        if version != update.source_version:
-            text = f"the source is at version {version}, not {update.source_version}"
+        if found is None or found[0].removed:
+            raise Error(Code.NOT_FOUND, f"there is no chunk {update.source.hex()} to clone")
+        if update.source_version not in (0, found[0].version):
+            text = f"the source is at version {found[0].version}, not {update.source_version}"
             raise Error(Code.CONFLICT, text)
-        return b"" if found is None else found[1]
+        if update.source in self._lost:
+            raise Error(Code.CORRUPT, "the source has lost its bytes; write it whole again")
+        return found[1]
 
     def commit(self, chunks: Sequence[tuple[ChunkId, Version, int]]) -> None:
         """See ``ChunkStore.commit``."""
@@ -140,6 +161,9 @@ class MemoryStore(ChunkStore):
                 each.image is None,
             )
             self._chunks[chunk] = meta, each.image or b""
+            self._lost.discard(chunk)
+            if each.lost:
+                self._lost.add(chunk)
             channel = pending.tag[:2]
             latest = self._tags.get(channel)
             if latest is None or latest[0].sequence <= pending.tag.sequence:
@@ -155,6 +179,8 @@ class MemoryStore(ChunkStore):
         if found is None:
             return 0, 0, Version(0)
         meta, image = found
+        if chunk in self._lost and offset < meta.length:
+            raise Error(Code.CORRUPT, f"chunk {chunk.hex()} has lost its bytes")
         data = image[offset : offset + len(into)]
         into[: len(data)] = data
         return len(data), crc32c(data), meta.version

@@ -1,122 +1,111 @@
-"""Opening a store: its format is checked, its blocks are counted, what a crash left is finished.
+"""Opening a store: its format is checked, its log replayed, its blocks counted.
 
-Every record is read once. A store with a block file missing or cut short does not open, since its
-chunks would read as absent where other replicas have them.
+Every record is read once, no byte of a chunk is. A store with a block file missing or cut short
+does not open, since its chunks would read as absent where other replicas have them; only what the
+log names may be missing, as nobody has promised yet that it is on the disk.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 from hillfire.errors import Code, Error
-from hillfire.storage.store.base import Tag
-from hillfire.storage.store.blocks import Block
-from hillfire.storage.store.files import BlockFiles
-from hillfire.storage.store.metadata import Metadata
+from hillfire.storage.store.allocator import Allocator
+from hillfire.storage.store.checkpoint import MARK, MARK_KEY
+from hillfire.storage.store.frames import unpack_pending
+from hillfire.storage.store.parts import Parts, RecordsDatabase
 from hillfire.storage.store.records import (
     FORMAT,
+    Channel,
+    LatestTag,
     PendingRecord,
     Placement,
-    Record,
-    chunk_key,
-    pending_key,
-    unpack_pending,
-    unpack_record,
+    unpack_meta,
     unpack_tag,
 )
-from hillfire.types import ChunkId, Version
+from hillfire.storage.store.replay import Replayed, replay
+from hillfire.types import ChunkId
 
 _FORMAT_KEY = b"format"
 _FORMAT_VALUE = b"hillfire chunk store %d" % FORMAT
 
-Tags = dict[tuple[int, int], tuple[Tag, ChunkId, Version]]
-
 
 class Opened(NamedTuple):
-    """The parts of an open store."""
+    """What a store begins with."""
 
-    metadata: Metadata
-    files: BlockFiles
-    pending: dict[ChunkId, PendingRecord]
-    tags: Tags
-
-
-def open_parts(directory: Path, *, direct: bool, reserve_bytes: int) -> Opened:
-    """Open or create the store in ``directory``; see ``open_store``."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise Error(Code.IO, f"cannot create {directory}: {exc.strerror}") from exc
-    metadata = Metadata(directory / "records")
-    files: BlockFiles | None = None
-    try:
-        _check_format(metadata, directory)
-        files = BlockFiles(directory / "blocks", direct=direct, reserve_bytes=reserve_bytes)
-        _mark_committed(metadata, files, directory)
-        pending = _take_pending(metadata, files, directory)
-        tags: Tags = {}
-        for key, value in metadata.items(b"t"):
-            tag, chunk, version = unpack_tag(key, value)
-            tags[tag.client, tag.channel] = tag, chunk, version
-        files.sync(everything=True)  # before a block is used again that a lost record named
-        metadata.sync()
-        return Opened(metadata, files, pending, tags)
-    except BaseException:
-        metadata.close()
-        if files is not None:
-            files.close()
-        raise
+    blocks: Allocator
+    stored: dict[ChunkId, PendingRecord]
+    """the pending updates in the database"""
+    tags: dict[Channel, LatestTag]
+    replayed: Replayed
+    checkpointed: int
+    """the last segment of the log that the database knows all of"""
+    segments: list[int]
+    """those that were replayed"""
 
 
-def _check_format(metadata: Metadata, directory: Path) -> None:
-    found = metadata.get(_FORMAT_KEY)
+def check_format(database: RecordsDatabase) -> None:
+    """Write a new store's format, or check that of an old one.
+
+    Raises:
+        Error: WRONG_PEER_VERSION, CORRUPT, NO_SPACE, IO.
+    """
+    found = database.get(_FORMAT_KEY)
     if found is None:
-        if next(metadata.items(b""), None) is not None:
-            raise Error(Code.CORRUPT, f"{directory} holds records but does not name its format")
-        metadata.write([(_FORMAT_KEY, _FORMAT_VALUE)])
+        if next(database.items(b""), None) is not None:
+            raise Error(Code.CORRUPT, "the database holds records but does not name its format")
+        database.write([(_FORMAT_KEY, _FORMAT_VALUE)])
+        database.sync()
     elif found != _FORMAT_VALUE:
-        text = f"{directory} is a {found.decode(errors='replace')}, not format {FORMAT}"
+        text = f"this is a {found.decode(errors='replace')}, not format {FORMAT}"
         raise Error(Code.WRONG_PEER_VERSION, text)
 
 
-def _mark(files: BlockFiles, block: Block | None, directory: Path) -> None:
-    if block is not None and not files.mark(block):
-        text = f"{directory}: {block} is named by a record but missing, or named twice"
-        raise Error(Code.CORRUPT, text)
+def read_parts(parts: Parts, reserve_bytes: int) -> Opened:
+    """Read what is there.
+
+    Raises:
+        Error: CORRUPT if something is missing or damaged, WRONG_PEER_VERSION, NO_SPACE, IO.
+    """
+    database = parts.records
+    check_format(database)
+    mark = database.get(MARK_KEY)
+    segment, frame = (0, 0) if mark is None else MARK.unpack(mark)
+    blocks = Allocator(parts.blocks, reserve_bytes)
+    stored = dict(unpack_pending(value) for _, value in database.items(b"p"))
+    tags: dict[Channel, LatestTag] = {}
+    for key, value in database.items(b"t"):
+        latest = unpack_tag(key, value)
+        tags[latest[0].client, latest[0].channel] = latest
+    numbers = parts.log.segments()
+    for number in numbers:
+        if number <= segment:  # it was checkpointed, and the crash came before its removal
+            parts.log.remove(number)
+    numbers = [number for number in numbers if number > segment]
+    replayed = replay(parts, numbers, frame, dict(stored), tags)
+    _mark(database, blocks, replayed, stored)
+    return Opened(blocks, stored, tags, replayed, segment, numbers)
 
 
-def _mark_committed(metadata: Metadata, files: BlockFiles, directory: Path) -> None:
-    for _, value in metadata.items(b"c"):
-        _mark(files, unpack_record(value).block, directory)
-
-
-def _take_pending(
-    metadata: Metadata, files: BlockFiles, directory: Path
-) -> dict[ChunkId, PendingRecord]:
-    """Return what is pending; finish the patches that were committed."""
-    pending: dict[ChunkId, PendingRecord] = {}
-    finished: list[bytes] = []
-    for key, value in metadata.items(b"p"):
-        chunk, waiting = ChunkId(key[1:]), unpack_pending(value)
-        stored = metadata.get(chunk_key(chunk))
-        if _is_committed(waiting, None if stored is None else unpack_record(stored)):
-            assert waiting.block is not None, "a patched chunk has a block"
-            files.write(waiting.block, waiting.pending.offset, memoryview(waiting.payload))
-            finished.append(pending_key(chunk))
+def _mark(
+    database: RecordsDatabase,
+    blocks: Allocator,
+    replayed: Replayed,
+    stored: dict[ChunkId, PendingRecord],
+) -> None:
+    """Count who uses which block."""
+    fresh = replayed.records
+    for key, value in database.items(b"c"):
+        if ChunkId(key[1:]) not in fresh:
+            block = unpack_meta(value)[1]
+            if block is not None and not blocks.mark(block):
+                raise Error(Code.CORRUPT, f"{block} is named by a record but missing")
+    named = [(True, record.block) for record in fresh.values()]
+    for chunk, waiting in replayed.pending.items():
+        if waiting.placement in (Placement.COPY, Placement.SHARE):
+            named.append((stored.get(chunk) is not waiting, waiting.block))
+    for from_log, block in named:
+        if block is None:
             continue
-        if waiting.placement == Placement.COPY:
-            _mark(files, waiting.block, directory)
-        pending[chunk] = waiting
-    if finished:
-        metadata.write(deletes=finished)
-    return pending
-
-
-def _is_committed(waiting: PendingRecord, record: Record | None) -> bool:
-    """Tell whether a pending record is a patch whose image is the committed one already."""
-    if waiting.placement != Placement.PATCH or record is None:
-        return False
-    return (record.meta.version, record.block, record.grains) == (
-        waiting.pending.version,
-        waiting.block,
-        waiting.grains,
-    )
+        if from_log:
+            blocks.extend(block)
+        if not blocks.mark(block):
+            raise Error(Code.CORRUPT, f"{block} is named by a pending record but missing")

@@ -1,193 +1,297 @@
 """Placing an update: its bytes are verified, written where choose.py says, and described.
 
 Nothing written here is visible: it lies in a fresh block, beyond a chunk's committed length, or
-in the record that is returned. Each placement yields the grain checksums of the chunk as it will
-be, from those it had wherever the bytes did not change.
+in the record that is returned. Each placement yields the checksums of the chunk as it will be,
+from those it had wherever the bytes did not change.
 """
 
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
+from hillfire.storage.store.allocator import Allocator
 from hillfire.storage.store.base import Pending, Update
 from hillfire.storage.store.blocks import Block
 from hillfire.storage.store.checksum import (
     GRAIN_BYTES,
     GRAIN_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
     crc32c,
     digest,
-    extend_grains,
-    extend_grains_with_zeros,
-    grains_of,
 )
 from hillfire.storage.store.choose import choose
-from hillfire.storage.store.files import BlockFiles
 from hillfire.storage.store.reading import Mismatch, read_verified
 from hillfire.storage.store.records import PendingRecord, Placement, Record
+from hillfire.storage.store.scratch import scratch
+from hillfire.storage.store.sums import Sums, n_grains, none, page_sums, whole
+from hillfire.types import ChunkId, Version
 
 _ZEROS = memoryview(bytes(1024 * 1024))
 _NOTHING = memoryview(b"")
+_WITH_PAYLOAD = (Kind.WRITE, Kind.REPLACE)
 
 GROWTH = 4
 """A chunk that outgrows its block by an append moves to one so many times as large."""
 
+Lookup = Callable[[ChunkId], Record | None]
+
 
 class Placer:
-    """Carries out placements in one store's block files."""
+    """Carries out placements in one store's blocks."""
 
-    def __init__(self, files: BlockFiles, free_blocks: Callable[[], None]) -> None:
-        """Write to ``files``; ``free_blocks`` may make room on a full disk."""
-        self._files = files
+    def __init__(
+        self,
+        blocks: Allocator,
+        free_blocks: Callable[[], None],
+        lookup: Lookup,
+        pending: Container[ChunkId],
+    ) -> None:
+        """Write to ``blocks``; ``free_blocks`` may make room on a full disk."""
+        self._pending = pending
+        self._blocks = blocks
         self._free_blocks = free_blocks
+        self._lookup = lookup
 
     def place(
         self,
         update: Update,
         record: Record | None,
         replaced: PendingRecord | None,
-        shrunk: bool = False,
+        fixed: bool = False,
     ) -> PendingRecord:
         """Place an update of a chunk with this committed record and this pending one.
 
-        ``shrunk``: the chunk was cut since the last sync, see ``choose``.
+        ``fixed``: the chunk was cut lately, see ``choose``.
 
         Raises:
-            Error: CHECKSUM, TOO_LARGE, CORRUPT, NO_SPACE, INVALID, IO.
+            Error: CHECKSUM, TOO_LARGE, CORRUPT, NOT_FOUND, CONFLICT, NO_SPACE, INVALID, IO.
         """
-        length = 0 if record is None else record.meta.length
-        block = None if record is None else record.block
-        placement, after = choose(length, block, replaced, update, shrunk)
-        has_payload = update.kind in (Kind.WRITE, Kind.REPLACE)
-        payload = update.payload[: update.length] if has_payload else _NOTHING
-        text = b""
-        if placement == Placement.NONE:
-            self._check(update, payload)
-            block = block if after else None
-            grains = self._cut(record, after)
-        elif placement == Placement.APPEND:
-            assert record is not None and block is not None, "an append needs a block"
-            grains = self._append(update, record, block, payload, after)
-        elif placement == Placement.PATCH:
+        kind = update.kind
+        if kind == Kind.CLONE:
+            return self._clone(update)
+        length, block, old = 0, None, none()
+        if record is not None:
+            length, block, old = record.meta.length, record.block, record.sums
+        if block is None:
+            length = self._start_anew(update, length)
+        shared = self._blocks.is_shared(block)
+        placement, after = choose(length, block, replaced, update, fixed=fixed, shared=shared)
+        payload = update.payload[: update.length] if kind in _WITH_PAYLOAD else _NOTHING
+        if placement == Placement.PATCH:
             assert record is not None, "a patch needs bytes to change"
-            self._check(update, payload)
-            grains, text = self._patch(update, record, payload, after), bytes(payload)
+            return self._patch(update, record, payload, after)
+        if placement == Placement.COPY:
+            block, sums = self._copy(update, record, payload, after)
+            first, count = 0, len(sums.grains)
+        elif placement == Placement.APPEND:
+            assert block is not None, "an append needs a block"
+            sums = self._append(update, length, old, block, payload, after)
+            first = length >> GRAIN_SHIFT
+            count = len(sums.grains) - first
         else:
-            block, grains = self._copy(update, record, payload, after)
-        offset = update.offset if update.kind == Kind.WRITE else 0
-        checksum = update.checksum if has_payload else 0
-        pending = Pending(
+            self._check(update, payload)
+            block = block if after and kind != Kind.LOST else None
+            sums = self._cut(record, after) if block is not None else none()
+            first, count = 0, 0
+            if block is not None and after != length:
+                first = after >> GRAIN_SHIFT
+                count = len(sums.grains) - first
+        checksum = update.checksum if kind == Kind.LOST else digest(sums.grains)
+        pending = self._describe(update, after, checksum, len(payload))
+        return PendingRecord(pending, placement, block, sums, first, count)
+
+    @staticmethod
+    def _start_anew(update: Update, length: int) -> int:
+        """Return the length of a chunk without a block as an update may take it: nothing.
+
+        A chunk that lost its bytes takes only what does not build upon them.
+        """
+        whole_anew = update.kind == Kind.WRITE and not update.offset and update.length >= length
+        cut = update.kind == Kind.TRUNCATE and not update.length
+        if not length or whole_anew or cut or update.kind not in (Kind.WRITE, Kind.TRUNCATE):
+            return 0
+        raise Error(Code.CORRUPT, "the chunk has lost its bytes; write it whole again")
+
+    @staticmethod
+    def _describe(update: Update, length: int, checksum: int, n_bytes: int) -> Pending:
+        kind = update.kind
+        return Pending(
             update.version,
-            after,
-            digest(grains),
+            length,
+            checksum,
             update.tag,
             update.epoch,
-            update.kind,
-            offset,
-            len(payload),
-            checksum,
+            kind,
+            update.offset if kind == Kind.WRITE else 0,
+            n_bytes,
+            update.checksum if n_bytes or kind in _WITH_PAYLOAD else 0,
         )
-        return PendingRecord(pending, placement, block, grains, text)
 
     @staticmethod
     def _check(update: Update, payload: memoryview) -> None:
-        if update.kind in (Kind.WRITE, Kind.REPLACE) and crc32c(payload) != update.checksum:
+        if update.kind in _WITH_PAYLOAD and crc32c(payload) != update.checksum:
             raise Error(Code.CHECKSUM, "the payload is not what its sender claims")
 
-    def _cut(self, record: Record | None, length: int) -> "array[int]":
-        """Return the grains of the first ``length`` bytes of a chunk."""
-        if record is None or not length:
-            return array("I")
-        whole, rest = divmod(length, GRAIN_BYTES)
-        grains = record.grains[: whole + bool(rest)]
-        if rest and length != record.meta.length:
-            start = whole << GRAIN_SHIFT
-            kept = self._files.scratch(rest, "image")[:rest]
-            grains[-1] = self._old(record, start, kept)
-        return grains
-
-    def _old(self, record: Record, offset: int, into: memoryview) -> int:
-        """Read committed bytes that an update builds upon; returns their CRC32C."""
+    def _old(self, record: Record, offset: int, into: memoryview) -> None:
+        """Read committed bytes that an update builds upon."""
         try:
-            return read_verified(self._files, record, offset, into)
+            read_verified(self._blocks, record, offset, into)
         except Mismatch as exc:
             text = f"bytes that an update builds upon fail their checksum ({exc})"
             raise Error(Code.CORRUPT, text) from exc
 
+    def _cut(self, record: Record | None, length: int) -> Sums:
+        """Return the sums of the first ``length`` bytes of a chunk."""
+        if record is None or not length:
+            return none()
+        if length == record.meta.length:
+            return record.sums
+        last: list[int] = []
+        rest = length % GRAIN_BYTES
+        if rest:
+            kept = scratch(rest, "image")
+            self._old(record, length - rest, kept)
+            last = page_sums(kept)
+        return record.sums.cut(length, last)
+
     def _append(
-        self, update: Update, record: Record, block: Block, payload: memoryview, after: int
-    ) -> "array[int]":
+        self,
+        update: Update,
+        length: int,
+        old: Sums,
+        block: Block,
+        payload: memoryview,
+        after: int,
+    ) -> Sums:
         """Write beyond the committed length."""
-        length = record.meta.length
         start = update.offset if payload else after
-        grains = extend_grains_with_zeros(record.grains, length, start - length)
-        grains, checksum = extend_grains(grains, start, payload)
+        sums, checksum = old.extended(length, start - length, payload)
         if payload and checksum != update.checksum:
             raise Error(Code.CHECKSUM, "the payload is not what its sender claims")
         self._write_zeros(block, length, start)
         if payload:
-            self._files.write(block, start, payload)
-        return grains
+            self._blocks.write(block, start, payload)
+        return sums
 
     def _patch(
         self, update: Update, record: Record, payload: memoryview, after: int
-    ) -> "array[int]":
-        """Return the grains of the chunk as a patch will leave it."""
-        first = update.offset >> GRAIN_SHIFT
-        end = update.offset + len(payload)
-        last = end - 1 >> GRAIN_SHIFT
-        start, stop = first << GRAIN_SHIFT, min(last + 1 << GRAIN_SHIFT, after)
-        changed = self._files.scratch(stop - start, "image")[: stop - start]
-        kept = min(stop, record.meta.length) - start
-        self._old(record, start, changed[:kept])
-        changed[update.offset - start : end - start] = payload
-        grains = record.grains[:]
-        grains[first : last + 1] = grains_of(changed)
-        return grains
+    ) -> PendingRecord:
+        """Describe a patch: the pages that it touches, as they will be."""
+        if crc32c(payload) != update.checksum:
+            raise Error(Code.CHECKSUM, "the payload is not what its sender claims")
+        meta, block, sums = record[:3]
+        length, offset, n_bytes = meta.length, update.offset, len(payload)
+        end = offset + n_bytes
+        first_page, last_page = offset >> PAGE_SHIFT, end - 1 >> PAGE_SHIFT
+        start, stop = first_page << PAGE_SHIFT, min(last_page + 1 << PAGE_SHIFT, after)
+        first, last = offset >> GRAIN_SHIFT, end - 1 >> GRAIN_SHIFT
+        last_old = min(last, len(sums.grains) - 1)
+        if not sums.knows(first, last_old):
+            self._learn(record, first, last_old)
+        if start == offset and stop == end:
+            image = memoryview(bytes(payload))
+            pages = [update.checksum] if first_page == last_page else page_sums(image)
+        else:
+            data = bytearray(stop - start)
+            image = memoryview(data)
+            for page in {first_page, last_page}:
+                at = page << PAGE_SHIFT
+                kept = min(at + PAGE_BYTES, length) - at
+                if kept > 0:
+                    self._old(record, at, image[at - start :][:kept])
+            image[offset - start : end - start] = payload
+            pages = page_sums(image)
+        sums = sums.patched(length, after, first_page, pages)
+        pending = self._describe(update, after, digest(sums.grains), n_bytes)
+        return PendingRecord(
+            pending, Placement.PATCH, block, sums, first, last - first + 1, start, image
+        )
+
+    def _learn(self, record: Record, first: int, last: int) -> None:
+        """Get to know the pages of grains, whose bytes are read and verified for it."""
+        length = record.meta.length
+        for grain in range(first, last + 1):
+            if not record.sums.knows(grain, grain):
+                start = grain << GRAIN_SHIFT
+                self._old(record, start, scratch(min(PAGE_BYTES, length - start), "image"))
 
     def _copy(
         self, update: Update, record: Record | None, payload: memoryview, after: int
-    ) -> tuple[Block | None, "array[int]"]:
+    ) -> tuple[Block, Sums]:
         """Write the chunk as it will be into a block of its own."""
         start = update.offset if update.kind == Kind.WRITE else 0
-        kept = 0 if record is None or update.kind == Kind.REPLACE else record.meta.length
+        kept = 0
+        if record is not None and record.block is not None and update.kind != Kind.REPLACE:
+            kept = record.meta.length
         if payload and start == 0 and len(payload) == after:
-            grains, checksum = extend_grains(array("I"), 0, payload)
+            sums, checksum = whole(payload)
             if checksum != update.checksum:
                 raise Error(Code.CHECKSUM, "the payload is not what its sender claims")
             image = payload
         else:
             self._check(update, payload)
-            image = self._files.scratch(after, "image")[:after]
+            image = scratch(after, "image")
             kept = min(kept, after)
             if kept:
                 assert record is not None, "kept bytes have a record"
                 self._old(record, 0, image[:kept])
             image[kept:] = bytes(after - kept)
             image[start : start + len(payload)] = payload
-            grains = grains_of(image)
+            sums, _ = whole(image)
         room = after
         old = None if record is None else record.block
         if old is not None and after > old.n_bytes and kept and start >= kept:
             # it grows by appending: leave room, so that it does not move at every step
             room = max(after, min(old.n_bytes * GROWTH, update.chunk_bytes))
+        return self._write_new(room, image), sums
+
+    def _write_new(self, room: int, image: memoryview) -> Block:
+        """Write bytes into a fresh block that has room for ``room``."""
         try:
-            block = self._files.allocate(room)
+            block = self._blocks.allocate(room)
         except Error as exc:
             if exc.code != Code.NO_SPACE:
                 raise
             self._free_blocks()
-            block = self._files.allocate(room)
+            block = self._blocks.allocate(room)
         try:
-            self._files.write(block, 0, image)
+            self._blocks.write(block, 0, image)
         except BaseException:
-            self._files.release([block])
+            self._blocks.release([block])
             raise
-        return block, grains
+        return block
+
+    def _clone(self, update: Update) -> PendingRecord:
+        """Share the block of the source, or copy it while something is going to change it."""
+        assert update.source is not None, "a clone has a source"
+        source = self._lookup(update.source)
+        if source is None or source.meta.removed:
+            raise Error(Code.NOT_FOUND, f"there is no chunk {update.source.hex()} to clone")
+        meta, block, sums = source.meta, source.block, source.sums
+        if update.source_version not in (0, meta.version):
+            text = f"the source is at version {meta.version}, not {update.source_version}"
+            raise Error(Code.CONFLICT, text)
+        if meta.length and block is None:
+            raise Error(Code.CORRUPT, "the source has lost its bytes; write it whole again")
+        placement = Placement.NONE
+        changing = update.source in self._pending or source.overlay is not None
+        if block is not None and (changing or source.under is not None):
+            placement = Placement.COPY
+            image = scratch(meta.length, "image")
+            self._old(source, 0, image)
+            sums, _ = whole(image)
+            block = self._write_new(meta.length, image)
+        elif block is not None:
+            placement = Placement.SHARE
+            self._blocks.share(block)
+        pending = self._describe(update, meta.length, meta.checksum, 0)
+        pending = pending._replace(source=update.source, source_version=Version(meta.version))
+        return PendingRecord(pending, placement, block, sums, 0, n_grains(meta.length))
 
     def _write_zeros(self, block: Block, start: int, stop: int) -> None:
         """Fill a gap, which may hold bytes of an update that was never committed."""
         while start < stop:
             count = min(stop - start, len(_ZEROS))
-            self._files.write(block, start, _ZEROS[:count])
+            self._blocks.write(block, start, _ZEROS[:count])
             start += count

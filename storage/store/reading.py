@@ -1,26 +1,32 @@
-"""Verified reads: bytes leave a block only after the checksums of their grains were found right.
+"""Verified reads: bytes leave a block only after the checksums that cover them were found right.
 
-One system call reads all grains that a request touches: the requested bytes straight to their
-destination, the rest of a partial first and last grain to scratch memory, since its checksum
-covers the whole grain. Each byte is passed over once, those of partial grains twice.
+A request is verified by whole grains where it is large and by pages where it is small and they are
+known. One system call reads all grains or pages that it touches: the requested bytes straight to
+their destination, the rest of a partial first and last one to scratch memory, since a checksum
+covers the whole. Two kinds of request take a way through scratch memory instead: chunks some of
+whose pages are still in the log, and the first small read of a grain, which learns its pages.
 """
 
-import os
-import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hillfire.errors import Code, Error
-from hillfire.storage.store.catalog import Catalog
+from hillfire.storage.store.allocator import Allocator
 from hillfire.storage.store.checksum import (
     GRAIN_BYTES,
     GRAIN_SHIFT,
+    PAGE_BYTES,
+    PAGE_SHIFT,
     combine_grains,
+    combine_pages,
     crc32c,
 )
-from hillfire.storage.store.files import BlockFiles
-from hillfire.storage.store.records import PendingRecord, Placement, Record
-from hillfire.types import ChunkId, Version
+from hillfire.storage.store.records import Overlay, PendingRecord, Placement, Record
+from hillfire.storage.store.scratch import scratch
+from hillfire.storage.store.sums import page_sums
+
+SMALL_BYTES = 32 * 1024
+"""Requests up to this size are verified by pages."""
 
 
 class Mismatch(Exception):
@@ -28,7 +34,7 @@ class Mismatch(Exception):
 
 
 class Span(NamedTuple):
-    """The grains [first, last] that hold a byte range; bytes from ``start`` to ``end``."""
+    """The grains or pages [first, last] that hold a byte range; bytes from ``start`` to ``end``."""
 
     first: int
     last: int
@@ -36,14 +42,14 @@ class Span(NamedTuple):
     end: int
 
 
-def span(offset: int, n_bytes: int, length: int) -> Span:
-    """Return the grains of ``n_bytes`` from ``offset`` of a chunk of ``length`` bytes."""
-    first, last = offset >> GRAIN_SHIFT, (offset + n_bytes - 1) >> GRAIN_SHIFT
-    return Span(first, last, first << GRAIN_SHIFT, min(last + 1 << GRAIN_SHIFT, length))
+def span(offset: int, n_bytes: int, length: int, shift: int = GRAIN_SHIFT) -> Span:
+    """Return what holds ``n_bytes`` from ``offset`` of a chunk of ``length`` bytes."""
+    first, last = offset >> shift, (offset + n_bytes - 1) >> shift
+    return Span(first, last, first << shift, min(last + 1 << shift, length))
 
 
 def read_verified(
-    files: BlockFiles, record: Record, offset: int, into: memoryview, flags: int = 0
+    blocks: Allocator, record: Record, offset: int, into: memoryview, nowait: bool = False
 ) -> int:
     """Fill ``into`` with a record's bytes from ``offset`` on, all within its length.
 
@@ -51,141 +57,180 @@ def read_verified(
 
     Raises:
         Mismatch: they fail their checksum, or the file ends before them.
-        BlockingIOError: with RWF_NOWAIT, if some are not in the page cache.
-        Error: IO.
+        BlockingIOError: with ``nowait``, if some are not in the page cache.
+        Error: IO, CORRUPT if the chunk is known to have lost its bytes.
     """
+    meta, block, sums, _, _, overlay, under = record
+    if block is None:
+        raise Error(Code.CORRUPT, "the chunk has lost its bytes; write it whole again")
     n_bytes = len(into)
-    first, last, start, end = span(offset, n_bytes, record.meta.length)
+    if n_bytes <= SMALL_BYTES:
+        known = sums.knows(offset >> GRAIN_SHIFT, (offset + n_bytes - 1) >> GRAIN_SHIFT)
+        if not known or overlay is not None or under is not None:
+            return _read_scratch(blocks, record, offset, into, nowait, known)
+        at = span(offset, n_bytes, meta.length, PAGE_SHIFT)
+        assert sums.fine is not None, "known pages are there"
+        crcs, shift, unit = sums.fine[0], PAGE_SHIFT, PAGE_BYTES
+    else:
+        if overlay is not None or under is not None:
+            return _read_scratch(blocks, record, offset, into, nowait, False)
+        at = span(offset, n_bytes, meta.length)
+        crcs, shift, unit = sums.grains, GRAIN_SHIFT, GRAIN_BYTES
+    first, last, start, end = at
     before, after = offset - start, end - offset - n_bytes
-    block, grains = record.block, record.grains
-    assert block is not None, "a chunk with bytes has a block"
-    scratch = files.scratch(2 * GRAIN_BYTES)
-    head, tail = scratch[:before], scratch[GRAIN_BYTES : GRAIN_BYTES + after]
-    buffers = [view for view in (head, into, tail) if view.nbytes]
-    done = files.read(block, start, buffers, end - start, flags)
-    if done != end - start:
-        if flags:
-            raise BlockingIOError
-        raise Mismatch(f"the block file ends {end - start - done} bytes too early")
+    number = block.number << block.size_class
+    if not before and not after:
+        _read(blocks, record, number + start, [into], nowait)
+        if first == last:
+            crc = crc32c(into)
+            if crc != crcs[first]:
+                raise Mismatch(f"bytes {start} to {end}")
+            return crc
+        return _verify_many(crcs, shift, into, _NOTHING, _NOTHING, at)
+    edges = scratch(2 * unit, "edges")
+    head, tail = edges[:before], edges[unit : unit + after]
+    _read(blocks, record, number + start, [v for v in (head, into, tail) if v.nbytes], nowait)
     if first == last:
         crc = crc32c(into)
-        whole = crc32c(tail, crc if not before else crc32c(into, crc32c(head)))
-        if whole != grains[first]:
-            raise Mismatch(f"grain {first}")
+        found = crc32c(tail, crc if not before else crc32c(into, crc32c(head)))
+        if found != crcs[first]:
+            raise Mismatch(f"bytes {start} to {end}")
         return crc
-    return _verify_many(record, into, head, tail, Span(first, last, start, end))
+    return _verify_many(crcs, shift, into, head, tail, at)
+
+
+_NOTHING = memoryview(b"")
+
+
+def _read(blocks: Allocator, record: Record, at: int, into: list[memoryview], nowait: bool) -> None:
+    block = record.block
+    assert block is not None, "a chunk with bytes has a block"
+    n_bytes = sum(map(len, into))
+    done = blocks.files.read(block.size_class, at, into, n_bytes, nowait=nowait)
+    if done != n_bytes:
+        if nowait:
+            raise BlockingIOError
+        raise Mismatch(f"the block file ends {n_bytes - done} bytes too early")
 
 
 def _verify_many(
-    record: Record, into: memoryview, head: memoryview, tail: memoryview, at: Span
+    crcs: Sequence[int], shift: int, into: memoryview, head: memoryview, tail: memoryview, at: Span
 ) -> int:
-    """Verify several grains, the whole ones in one pass; returns the CRC32C of ``into``."""
+    """Verify several grains or pages, the whole ones in one pass; returns ``into``'s CRC32C."""
     first, last, start, end = at
-    grains, crc, done = record.grains, 0, 0
+    unit = 1 << shift
+    crc, done = 0, 0
     if head:
-        done = GRAIN_BYTES - len(head)
+        done = unit - len(head)
         crc = crc32c(into[:done])
-        if crc32c(into[:done], crc32c(head)) != grains[first]:
-            raise Mismatch(f"grain {first}")
+        if crc32c(into[:done], crc32c(head)) != crcs[first]:
+            raise Mismatch(f"bytes from {start} on")
         first += 1
-    partial = bool(tail) or end % GRAIN_BYTES != 0
+    partial = bool(tail) or end % unit != 0
     whole_end = len(into)
     if partial:
-        whole_end = (last << GRAIN_SHIFT) - start - len(head)
+        whole_end = (last << shift) - start - len(head)
         last -= 1
     if first <= last:
         middle = crc32c(into[done:whole_end])
-        if middle != combine_grains(grains[first : last + 1]):
-            raise Mismatch(f"grains {first} to {last}")
-        crc = combine_grains(grains[first : last + 1], crc) if done else middle
+        if middle != _combine(shift, crcs[first : last + 1]):
+            raise Mismatch(f"bytes {first << shift} to {last + 1 << shift}")
+        if not done:
+            crc = middle
+        elif shift == GRAIN_SHIFT:
+            crc = combine_grains(crcs[first : last + 1], crc)
+        else:
+            crc = crc32c(into[:whole_end])
     if partial:
         piece = into[whole_end:]
-        if crc32c(tail, crc32c(piece)) != grains[last + 1]:
-            raise Mismatch(f"grain {last + 1}")
+        if crc32c(tail, crc32c(piece)) != crcs[last + 1]:
+            raise Mismatch(f"bytes {last + 1 << shift} to {end}")
         crc = crc32c(piece, crc)
     return crc
 
 
-def read_payload(files: BlockFiles, record: PendingRecord, into: memoryview) -> int:
+def _combine(shift: int, crcs: Sequence[int]) -> int:
+    if shift == GRAIN_SHIFT:
+        return combine_grains(crcs)
+    return combine_pages(crcs, len(crcs) << PAGE_SHIFT)
+
+
+def _read_scratch(
+    blocks: Allocator, record: Record, offset: int, into: memoryview, nowait: bool, known: bool
+) -> int:
+    """Read whole grains or known pages to scratch memory, verify, learn, and copy."""
+    length, sums = record.meta.length, record.sums
+    shift = PAGE_SHIFT if known else GRAIN_SHIFT
+    first, last, start, end = span(offset, len(into), length, shift)
+    image = scratch(end - start, "read")
+    if not _from_overlay(record, image, start):
+        block = record.block
+        assert block is not None, "a chunk with bytes has a block"
+        _read(blocks, record, block.offset + start, [image], nowait)
+        for overlay in (record.under, record.overlay):
+            if overlay is not None:
+                _lay_over(overlay, image, start, end)
+    if known:
+        assert sums.fine is not None, "known pages are there"
+        for page, crc in enumerate(page_sums(image), first):
+            if crc != sums.fine[0][page]:
+                raise Mismatch(f"page {page}")
+    elif len(into) <= SMALL_BYTES:
+        for grain in range(first, last + 1):
+            piece = image[(grain << GRAIN_SHIFT) - start :][:GRAIN_BYTES]
+            pages = page_sums(piece)
+            if combine_pages(pages, len(piece)) != sums.grains[grain]:
+                raise Mismatch(f"grain {grain}")
+            if not sums.knows(grain, grain):
+                sums.learn(length, grain, pages)
+    else:
+        _verify_many(sums.grains, GRAIN_SHIFT, image, _NOTHING, _NOTHING,
+                     Span(first, last, start, end))  # fmt: skip
+    piece = image[offset - start :][: len(into)]
+    into[:] = piece
+    return crc32c(piece)
+
+
+def _from_overlay(record: Record, image: memoryview, start: int) -> bool:
+    """Fill one page from an overlay that has all of it; False if there is none."""
+    if len(image) > PAGE_BYTES:
+        return False
+    for overlay in (record.overlay, record.under):
+        data = None if overlay is None else overlay.get(start >> PAGE_SHIFT)
+        if data is not None:
+            if len(data) < len(image):
+                return False
+            image[:] = data[: len(image)]
+            return True
+    return False
+
+
+def _lay_over(overlay: Overlay, image: memoryview, start: int, end: int) -> None:
+    """Replace the pages that an overlay has; those behind ``end`` were cut off since."""
+    for page in range(start >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1):
+        data = overlay.get(page)
+        if data is not None:
+            at = (page << PAGE_SHIFT) - start
+            stop = min(at + len(data), len(image))
+            image[at:stop] = data[: stop - at]
+
+
+def read_payload(blocks: Allocator, record: PendingRecord, into: memoryview) -> int:
     """Fill ``into`` with the payload of a pending update; returns its length.
 
     Raises:
         Error: CORRUPT, IO.
     """
-    pending = record.pending
+    pending, block = record.pending, record.block
     count = pending.payload_length
     if not count:
         return 0
     into = into[:count]
     if record.placement == Placement.PATCH:
-        into[:] = record.payload
+        into[:] = record.image[pending.offset - record.image_offset :][:count]
     else:
-        assert record.block is not None, "a payload outside the record lies in a block"
-        files.read(record.block, pending.offset, [into], count)
+        assert block is not None, "a payload outside the log lies in a block"
+        blocks.files.read(block.size_class, block.offset + pending.offset, [into], count)
     if crc32c(into) != pending.payload_checksum:
         raise Error(Code.CORRUPT, "the payload of a pending update fails its checksum")
     return count
-
-
-class Reader:
-    """Reads chunks beside everything else that happens to them."""
-
-    def __init__(
-        self, files: BlockFiles, catalog: Catalog, stripes: Sequence[threading.Lock]
-    ) -> None:
-        """``stripes``: the locks under which patches are applied, a chunk's by its hash."""
-        self._files = files
-        self._catalog = catalog
-        self._records = catalog.cache
-        self._stripes = stripes
-
-    def read(self, chunk: ChunkId, offset: int, into: memoryview) -> tuple[int, int, Version]:
-        """See ``ChunkStore.read``."""
-        number = self._catalog.enter()
-        try:
-            try:
-                return self._read(chunk, offset, into, 0)
-            except Mismatch:
-                return self._read_again(chunk, offset, into)
-        finally:
-            self._catalog.leave(number)
-
-    def read_cached(
-        self, chunk: ChunkId, offset: int, into: memoryview
-    ) -> tuple[int, int, Version] | None:
-        """See ``ChunkStore.read_cached``."""
-        number = self._catalog.enter()
-        try:
-            return self._read(chunk, offset, into, os.RWF_NOWAIT)
-        except (BlockingIOError, Mismatch):
-            return None
-        finally:
-            self._catalog.leave(number)
-
-    def _read(
-        self, chunk: ChunkId, offset: int, into: memoryview, flags: int
-    ) -> tuple[int, int, Version]:
-        record = self._records.get(chunk) or self._catalog.get(chunk)
-        if record is None:
-            return 0, 0, Version(0)
-        meta = record[0]
-        count = meta.length - offset
-        if count <= 0 or not into:
-            return 0, 0, meta.version
-        if count < len(into):
-            into = into[:count]
-        return len(into), read_verified(self._files, record, offset, into, flags), meta.version
-
-    def _read_again(
-        self, chunk: ChunkId, offset: int, into: memoryview
-    ) -> tuple[int, int, Version]:
-        """Read under the chunk's lock, into memory that nobody else can change meanwhile."""
-        with self._stripes[hash(chunk) % len(self._stripes)]:
-            private = self._files.scratch(len(into), "image")[: len(into)]
-            try:
-                count, crc, version = self._read(chunk, offset, private, 0)
-            except Mismatch as exc:
-                text = f"chunk {chunk.hex()}: stored bytes fail their checksum ({exc})"
-                raise Error(Code.CORRUPT, text) from exc
-        into[:count] = private[:count]
-        return count, crc, version

@@ -5,16 +5,15 @@ Three kinds of record, told apart by the first byte of their key, so that each c
 =====  ==========================  =====================================================
 key    then                        value
 =====  ==========================  =====================================================
-``c``  chunk id                    the committed record and its grains' checksums
-``p``  chunk id                    the pending record, its grains' checksums and, for a
-                                   patch, the payload
+``c``  chunk id                    the committed record and its checksums
+``p``  chunk id                    the update that was pending at the last checkpoint
 ``t``  client (8), channel (4)     the latest committed tag: sequence, chunk, version
 =====  ==========================  =====================================================
 
-Values are packed little-endian and begin with a format version.
+Values are packed little-endian and begin with a format version. What became of chunks since the
+last checkpoint is in the log (frames.py).
 """
 
-from array import array
 from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
@@ -22,15 +21,20 @@ from typing import NamedTuple
 from hillfire.errors import Code, Error
 from hillfire.storage.store.base import ChunkMeta, Pending, Tag
 from hillfire.storage.store.blocks import Block
+from hillfire.storage.store.sums import Sums, n_grains, none, unpack
 from hillfire.types import ChunkId, Version
 
-FORMAT = 1
+FORMAT = 2
 
 _NO_CLASS = 0
-_COMMITTED = Struct("<BBBIQIIQIQII")
-_PENDING = Struct("<BBBIQIIQIQIBIII")
+_COMMITTED = Struct("<BBBIQIIQIQIIQ")
 _TAG = Struct("<BQ16sQ")
 _CHANNEL = Struct(">cQI")
+
+Overlay = dict[int, memoryview]
+"""Pages of a chunk by number, as the log has them and its block does not yet."""
+Channel = tuple[int, int]
+LatestTag = tuple[Tag, ChunkId, Version]
 
 
 class Placement(IntEnum):
@@ -43,15 +47,25 @@ class Placement(IntEnum):
     COPY = 2
     """In a block of its own that holds the whole chunk as it will be."""
     PATCH = 3
-    """In the pending record; ``commit`` writes them into the chunk's block."""
+    """In the log, as whole pages; a checkpoint writes them into the chunk's block."""
+    SHARE = 4
+    """In the block of the chunk that it is a clone of."""
 
 
 class Record(NamedTuple):
-    """A committed chunk. Without bytes it has no block."""
+    """A committed chunk. Without bytes it has no block; with bytes and no block it is lost."""
 
     meta: ChunkMeta
     block: Block | None
-    grains: "array[int]"
+    sums: Sums
+    frame: int = 0
+    """the number of the log frame that committed it"""
+    segment: int = 0
+    """of the log, where that frame is; 0: of a record that came from the database"""
+    overlay: Overlay | None = None
+    """pages of this segment: they prevail over the block"""
+    under: Overlay | None = None
+    """pages of the segment before, which a checkpoint may be writing just now"""
 
 
 class PendingRecord(NamedTuple):
@@ -61,10 +75,14 @@ class PendingRecord(NamedTuple):
     placement: Placement
     block: Block | None
     """the chunk's block afterwards"""
-    grains: "array[int]"
-    """the chunk's grains afterwards"""
-    payload: bytes
-    """of a PATCH"""
+    sums: Sums
+    """of the chunk afterwards"""
+    first: int
+    """the grains that are not as they were before: ``n_changed`` from ``first`` on"""
+    n_changed: int
+    image_offset: int = 0
+    image: memoryview = memoryview(b"")
+    """PATCH: the pages that hold the payload, as they will be"""
 
 
 def chunk_key(chunk: ChunkId) -> bytes:
@@ -83,31 +101,29 @@ def channel_key(client: int, channel: int) -> bytes:
 
 
 def pack_record(record: Record) -> bytes:
-    """Pack a committed record."""
-    meta, block, grains = record
+    """Pack a committed record; its overlay is applied first."""
+    meta, block, sums = record[:3]
     size, index = (_NO_CLASS, 0) if block is None else block
     tag = meta.tag
-    return (
-        _COMMITTED.pack(
-            FORMAT,
-            meta.removed,
-            size,
-            index,
-            meta.version,
-            meta.length,
-            meta.checksum,
-            tag[0],
-            tag[1],
-            tag[2],
-            meta.chain_version,
-            meta.epoch,
-        )
-        + grains.tobytes()
-    )
+    return _COMMITTED.pack(
+        FORMAT,
+        meta.removed,
+        size,
+        index,
+        meta.version,
+        meta.length,
+        meta.checksum,
+        tag[0],
+        tag[1],
+        tag[2],
+        meta.chain_version,
+        meta.epoch,
+        record.frame,
+    ) + sums.pack(0, len(sums.grains))
 
 
-def unpack_record(value: bytes) -> Record:
-    """Unpack a committed record.
+def unpack_meta(value: bytes) -> tuple[ChunkMeta, Block | None, int]:
+    """Unpack a committed record but for its checksums: what, where, and in which frame.
 
     Raises:
         Error: CORRUPT if it is none of this format.
@@ -115,7 +131,7 @@ def unpack_record(value: bytes) -> Record:
     _check(value, _COMMITTED.size)
     fields = _COMMITTED.unpack_from(value)
     _, removed, size, index, version, length, checksum = fields[:7]
-    client, channel, sequence, chain_version, epoch = fields[7:]
+    client, channel, sequence, chain_version, epoch, frame = fields[7:]
     meta = ChunkMeta(
         Version(version),
         length,
@@ -125,65 +141,24 @@ def unpack_record(value: bytes) -> Record:
         epoch,
         bool(removed),
     )
-    grains = array("I", value[_COMMITTED.size :])
-    return Record(meta, Block(size, index) if size else None, grains)
+    return meta, Block(size, index) if size else None, frame
 
 
-def pack_pending(record: PendingRecord) -> bytes:
-    """Pack a pending record."""
-    pending, placement, block, grains, payload = record
-    size, index = (_NO_CLASS, 0) if block is None else block
-    tag = pending.tag
-    return b"".join(
-        (
-            _PENDING.pack(
-                FORMAT,
-                placement,
-                size,
-                index,
-                pending.version,
-                pending.length,
-                pending.checksum,
-                tag[0],
-                tag[1],
-                tag[2],
-                pending.epoch,
-                pending.kind,
-                pending.offset,
-                pending.payload_length,
-                pending.payload_checksum,
-            ),
-            grains.tobytes(),
-            payload,
-        )
-    )
-
-
-def unpack_pending(value: bytes) -> PendingRecord:
-    """Unpack a pending record.
+def unpack_record(value: bytes) -> Record:
+    """Unpack a committed record.
 
     Raises:
         Error: CORRUPT if it is none of this format.
     """
-    _check(value, _PENDING.size)
-    fields = _PENDING.unpack_from(value)
-    _, placement, size, index, version, length, checksum = fields[:7]
-    client, channel, sequence, epoch, kind, offset, payload_length, payload_checksum = fields[7:]
-    pending = Pending(
-        Version(version),
-        length,
-        checksum,
-        Tag(client, channel, sequence),
-        epoch,
-        kind,
-        offset,
-        payload_length,
-        payload_checksum,
-    )
-    end = len(value) - (payload_length if placement == Placement.PATCH else 0)
-    grains = array("I", value[_PENDING.size : end])
-    block = Block(size, index) if size else None
-    return PendingRecord(pending, Placement(placement), block, grains, value[end:])
+    meta, block, frame = unpack_meta(value)
+    if block is None:
+        return Record(meta, None, none(), frame)
+    packed = memoryview(value)[_COMMITTED.size :]
+    count = n_grains(meta.length)
+    try:
+        return Record(meta, block, unpack(packed, meta.length, 0, count), frame)
+    except ValueError as exc:
+        raise Error(Code.CORRUPT, f"a record's checksums are cut short: {exc}") from exc
 
 
 def pack_tag(sequence: int, chunk: ChunkId, version: Version) -> bytes:
@@ -191,7 +166,7 @@ def pack_tag(sequence: int, chunk: ChunkId, version: Version) -> bytes:
     return _TAG.pack(FORMAT, sequence, chunk, version)
 
 
-def unpack_tag(key: bytes, value: bytes) -> tuple[Tag, ChunkId, Version]:
+def unpack_tag(key: bytes, value: bytes) -> LatestTag:
     """Unpack a channel's latest tag from its key and value.
 
     Raises:
