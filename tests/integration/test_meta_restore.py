@@ -137,3 +137,33 @@ def test_a_lost_metadata_disk_is_rebuilt_up_to_the_last_second(tmp_path: Path) -
         with hillfire.connect(local.address) as fs:
             assert fs.read_bytes("/after") == b"new"
             assert fs.read_bytes(old) == b"overwritten"
+
+
+@pytest.mark.timeout(180)
+def test_chunks_of_files_that_a_restore_lost_are_listed_and_taken_away(tmp_path: Path) -> None:
+    with cluster(tmp_path, nodes=2, replicas=2, targets_per_node=1) as local:
+        with hillfire.connect(local.address) as fs:
+            fs.write_bytes("/kept", b"k" * 5000)
+            wait_copies(local)
+            earlier = tmp_path / "earlier"
+            shutil.copytree(local.directory.path / "storage-101" / "meta-log", earlier / "meta-log")
+            fs.write_bytes("/lost", b"l" * 300_000)
+            lost = fs.stat("/lost").st_ino
+            wait_copies(local)
+        local.kill("meta")
+        meta = local.directory.path / "meta"
+        said = local.command(
+            "meta", "restore", "--force", "--from", str(earlier), "--dir", str(meta)
+        )
+        assert said.returncode == 0, said.stderr
+        local.start("meta")
+        with hillfire.connect(local.address) as fs:
+            assert fs.listdir() == ["kept"] and fs.read_bytes("/kept") == b"k" * 5000
+            for option in ([], ["--remove"]):
+                found = local.command("meta", "orphans", "--address", local.address, *option)
+                assert found.stdout.startswith(f"inode {lost}: "), found.stdout + found.stderr
+                assert "1 of 2 inodes with chunks are orphans" in found.stdout
+            found = local.command("meta", "orphans", "--address", local.address)
+            assert found.stdout.startswith("0 of 1"), found.stdout + found.stderr
+            assert fs.read_bytes("/kept") == b"k" * 5000
+        wait_copies(local)  # the copies of what was thrown away have given way
