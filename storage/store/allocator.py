@@ -8,6 +8,7 @@ whoever else uses the disk. None of this is stored: the records name the blocks 
 
 import threading
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from hillfire.errors import Code, Error
 from hillfire.storage.store.base import Space
@@ -21,19 +22,36 @@ KEEP_BYTES = 64 * 1024 * 1024
 KEEP_PART = 2
 """Free blocks are kept up to KEEP_BYTES, or such a part of what is used if that is more."""
 TIGHT_PART = 16
-"""Nothing is kept when less than such a part of the disk is left, beside the reserve."""
+"""Nothing is kept when less than such a part of the disk is left, beyond what must be."""
+
+
+class Limits(NamedTuple):
+    """How full a disk may become: the log and the database need room to record deletions.
+
+    With less than ``reserve_bytes`` left, or more than ``no_new_part`` of it in use, no block is
+    taken from the disk; with half of the reserve, or ``no_writes_part``, nothing is written.
+    """
+
+    reserve_bytes: int
+    no_new_part: float
+    no_writes_part: float
+
+    def kept_bytes(self, total_bytes: int) -> int:
+        """Return how much must be left for a block to be taken."""
+        return max(self.reserve_bytes, int(total_bytes * (1 - self.no_new_part)))
+
+    def last_bytes(self, total_bytes: int) -> int:
+        """Return how much must be left for anything to be written."""
+        return max(self.reserve_bytes // 2, int(total_bytes * (1 - self.no_writes_part)))
 
 
 class Allocator:
     """The blocks of one store. Thread-safe."""
 
-    def __init__(self, files: BlockFiles, reserve_bytes: int) -> None:
-        """Files do not grow into the last ``reserve_bytes`` of the disk.
-
-        The log and the database need room to record deletions.
-        """
+    def __init__(self, files: BlockFiles, limits: Limits) -> None:
+        """Use ``files`` until the disk is as full as ``limits`` allow."""
         self.files = files
-        self._reserve = reserve_bytes
+        self._limits = limits
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
         self._dirty: set[int] = set()
@@ -177,26 +195,29 @@ class Allocator:
 
     def _tight(self) -> bool:
         disk = self.files.disk()
-        left = disk.available_bytes - self._reserve
+        left = disk.available_bytes - self._limits.kept_bytes(disk.total_bytes)
         return left < max(GROW_BYTES, disk.total_bytes // TIGHT_PART)
 
     def has_room(self, n_bytes: int) -> bool:
-        """Tell whether the disk has ``n_bytes`` free and the reserve beyond them."""
-        return self.files.disk().available_bytes >= n_bytes + self._reserve
+        """Tell whether the disk has ``n_bytes`` beyond what must be left."""
+        disk = self.files.disk()
+        return disk.available_bytes >= n_bytes + self._limits.kept_bytes(disk.total_bytes)
 
     def nearly_full(self) -> bool:
-        """Tell whether half the reserve is gone: only what frees space may still be recorded."""
-        return not self.has_room(-(self._reserve // 2))
+        """Tell whether so little is left that only what frees space may still be recorded."""
+        total, available, _ = self.files.disk()
+        return available < self._limits.last_bytes(total)
 
     def space(self) -> Space:
-        """Tell how full the disk is; free blocks do not count as used, nor the reserve as free."""
+        """Tell how full the disk is; free blocks do not count as used."""
         total, available, taken = self.files.disk()
         with self._lock:
             used = sum(blocks.capacity - blocks.free << name for name, blocks in self._maps.items())
         kept = max(0, taken - used)
         others = max(0, total - available - kept)
-        low = available + kept < self._reserve
-        return Space(others, total, low, available < self._reserve // 2)
+        no_writes = available < self._limits.last_bytes(total)
+        no_new = no_writes or available + kept < self._limits.kept_bytes(total)
+        return Space(others, total, no_new, no_writes)
 
     # ------------------------------------------------------------------ bytes
 

@@ -24,10 +24,11 @@ put off until it is due and then done by whoever comes, or by a keeper (keeper.p
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
+from hillfire.storage.store.allocator import Limits
 from hillfire.storage.store.base import (
     ChunkMeta,
     ChunkStore,
@@ -70,7 +71,9 @@ class Options(NamedTuple):
     durable: bool = False
     """``prepare`` and ``commit`` return after the disk has everything"""
     reserve_bytes: int = 64 * MIB
-    """Of the disk: with less than this no block is taken, with less than half nothing written."""
+    no_new_chunks_part: float = 0.98
+    no_writes_part: float = 0.99
+    """See ``allocator.Limits``."""
     spare_bytes: int = 8 * MIB
     """Of the disk: a file that is given up when the log or the database find it full."""
     record_limit: int = 65_536
@@ -104,6 +107,8 @@ def open_store(
     *,
     direct: bool = True,
     durable: bool = False,
+    no_new_chunks_part: float | None = None,
+    no_writes_part: float | None = None,
     options: Options | None = None,
     reserve_bytes: int | None = None,
     record_limit: int | None = None,
@@ -113,18 +118,24 @@ def open_store(
 
     ``direct`` writes large payloads past the page cache: with three stores on one disk that is 1.8
     to 2.3 GiB/s of new chunks for as long as it lasts, against 0.5 to 1.1 through the cache; but
-    what was just written is then read from the disk the first time.
+    what was just written is then read from the disk the first time. ``durable``: ``prepare`` and
+    ``commit`` return when the disk has everything. With ``no_new_chunks_part`` of the disk in use
+    nothing is written that takes more of it, with ``no_writes_part`` nothing at all; to cut and to
+    remove always works.
 
     Raises:
         Error: BUSY if another process has it open, CORRUPT if something is missing or damaged,
             WRONG_PEER_VERSION if it has another format, NO_SPACE, IO.
     """
+    given: dict[str, Any] = {
+        "durable": durable or None,
+        "no_new_chunks_part": no_new_chunks_part,
+        "no_writes_part": no_writes_part,
+        "reserve_bytes": reserve_bytes,
+        "record_limit": record_limit,
+    }
     options = options or Options()
-    options = options._replace(
-        durable=durable or options.durable,
-        reserve_bytes=options.reserve_bytes if reserve_bytes is None else reserve_bytes,
-        record_limit=options.record_limit if record_limit is None else record_limit,
-    )
+    options = options._replace(**{name: each for name, each in given.items() if each is not None})
     parts = _open_parts(directory, direct, system or System())
     try:
         store = open_engine(parts, options)
@@ -161,7 +172,8 @@ def open_engine(parts: Parts, options: Options | None = None) -> "EngineStore":
     """
     options = options or Options()
     try:
-        opened = read_parts(parts, options.reserve_bytes)
+        limits = Limits(options.reserve_bytes, options.no_new_chunks_part, options.no_writes_part)
+        opened = read_parts(parts, limits)
         store = EngineStore(parts, options, opened)
         store.settle(opened)
         return store

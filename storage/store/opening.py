@@ -8,7 +8,7 @@ log names may be missing, as nobody has promised yet that it is on the disk.
 from typing import NamedTuple
 
 from hillfire.errors import Code, Error
-from hillfire.storage.store.allocator import Allocator
+from hillfire.storage.store.allocator import Allocator, Limits
 from hillfire.storage.store.checkpoint import MARK, MARK_KEY
 from hillfire.storage.store.frames import unpack_pending
 from hillfire.storage.store.parts import Parts, RecordsDatabase
@@ -59,7 +59,7 @@ def check_format(database: RecordsDatabase) -> None:
         raise Error(Code.WRONG_PEER_VERSION, text)
 
 
-def read_parts(parts: Parts, reserve_bytes: int) -> Opened:
+def read_parts(parts: Parts, limits: Limits) -> Opened:
     """Read what is there.
 
     Raises:
@@ -69,7 +69,7 @@ def read_parts(parts: Parts, reserve_bytes: int) -> Opened:
     check_format(database)
     mark = database.get(MARK_KEY)
     segment, frame = (0, 0) if mark is None else MARK.unpack(mark)
-    blocks = Allocator(parts.blocks, reserve_bytes)
+    blocks = Allocator(parts.blocks, limits)
     stored = dict(unpack_pending(value) for _, value in database.items(b"p"))
     tags: dict[Channel, LatestTag] = {}
     for key, value in database.items(b"t"):
