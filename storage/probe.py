@@ -85,8 +85,9 @@ class Probe:
             self.probes += 1
             failure = ended.result()
             if failure:
+                level = logging.WARNING if self.health.state is Disk.WORKS else logging.DEBUG
                 changed = self.health.failed(failure)
-                log.warning("event=probe_failed directory=%s cause=%r", self.directory, failure)
+                log.log(level, "event=probe_failed directory=%s cause=%r", self.directory, failure)
             else:
                 changed = self.health.succeeded()
             if changed:

@@ -32,6 +32,12 @@ REOPEN_S = 0.5
 SPACE_S = 1.0
 """How long a look at the disk's free space is good for."""
 
+_TROUBLE = {
+    Code.IO: "its disk fails: see dmesg, replace it if it does not come back by itself",
+    Code.NO_SPACE: "its disk is full: it comes back by itself when there is room",
+}
+"""What an operator is told besides why a target stopped."""
+
 
 class Target:
     """One target of this node."""
@@ -331,6 +337,8 @@ class Target:
         """Return what the next heartbeat says of this target."""
         space, resync = self.space, self._resync
         reason = self.life.reason
+        if reason and self.life.code in _TROUBLE:
+            reason = f"{_TROUBLE[self.life.code]} ({reason})"
         if not reason and space.no_new_chunks:
             reason = "its disk is nearly full: it takes no new chunks"
         return pb.TargetReport(

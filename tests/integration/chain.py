@@ -33,7 +33,7 @@ from hillfire.proto.wire.chunks import (
 )
 from hillfire.proto.wire.pick import connect_blocking
 from hillfire.region import Region
-from hillfire.types import ChunkId, NodeId
+from hillfire.types import ChainId, ChunkId, NodeId
 
 HERE = Path(__file__).parent
 LEASE_MS = 1000
@@ -137,9 +137,15 @@ class Cluster:
             connection.close()
 
     def routing(self, known: int = 0, wait_ms: int = 0) -> Routing:
-        return routing_from_message(
-            self.call(_GET, pb.GetRoutingRequest(known_version=known, wait_ms=wait_ms))
-        )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                request = pb.GetRoutingRequest(known_version=known, wait_ms=wait_ms)
+                return routing_from_message(self.call(_GET, request))
+            except Error as error:  # a busy machine: a leader's lease ran out
+                if not error.retry or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     def wait(self, serving: int = 3, timeout_s: float = 30) -> Routing:
         """Wait until every chain has that many serving targets."""
@@ -166,6 +172,8 @@ class Client:
         self.routing = cluster.routing()
         self.region = Region.allocate(8 << 20)
         self.retries = 0
+        self.number_of_chain: ChainId | None = None
+        """where it reads and writes; the first if None"""
         self._connections: dict[NodeId, tuple[Endpoint, BlockingConnection]] = {}
 
     def close(self) -> None:
@@ -190,7 +198,9 @@ class Client:
             known[1].close()
 
     def chain(self) -> Chain:
-        return next(iter(self.routing.chains.values()))
+        if self.number_of_chain is None:
+            return next(iter(self.routing.chains.values()))
+        return self.routing.chain(self.number_of_chain)
 
     def write_once(
         self, items: Iterable[tuple[ChunkId, int, bytes]], sequence: int, kind: Kind = Kind.WRITE,
