@@ -156,7 +156,7 @@ def check(chain: Chain) -> None:
 
     1. no target is a member twice; 2. at most one is syncing; 3. none is last-serving beside a
     serving one; 4. once it has served, one serves or is last-serving; 5. the members stand in the
-    order of their states.
+    order of their states; 6. a sync has a source: none is syncing unless one serves.
     """
     states = [state for _, state in chain.targets]
     assert len({target for target, _ in chain.targets}) == len(states), chain
@@ -164,6 +164,7 @@ def check(chain: Chain) -> None:
     assert not (SERVING in states and LAST_SERVING in states), chain
     assert chain.version == NEW_CHAIN_VERSION or SERVING in states or LAST_SERVING in states, chain
     assert states == sorted(states), chain
+    assert SYNCING not in states or SERVING in states, chain
 
 
 def _local(chain: Chain, target: TargetId, report: Report) -> LocalState:

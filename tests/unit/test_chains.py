@@ -144,6 +144,63 @@ def test_a_new_chain_serves_once_all_its_targets_were_heard_of() -> None:
     assert states(next_chain(chain, one_dead)) == [(1, SERVING), (2, SERVING), (3, OFFLINE)]
 
 
+def every_chain(members: int) -> list[Chain]:
+    """All chains of so many members that may ever be published."""
+    found = []
+    for states_ in product(PublicState, repeat=members):
+        chain = chain_of(*states_)
+        try:
+            check(chain)
+        except AssertionError:
+            continue
+        found.append(chain)
+    return found
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
+def test_every_chain_under_every_report(members: int) -> None:
+    """Exhaustive: what one evaluation may do, and that every row decides somewhere."""
+    used: set[int] = set()
+    for chain in every_chain(members):
+        for locals_ in product(LocalState, repeat=members):
+            reports = {
+                t: Report(local, chain.version)
+                for (t, _), local in zip(chain.targets, locals_, strict=True)
+            }
+            after_ = next_chain(chain, reports, used.add) or chain
+            check(after_)
+            alive = {t for t, report in reports.items() if report.local is not DEAD}
+            before, now = dict(chain.targets), dict(after_.targets)
+            serving = set(after_.serving)
+            assert serving <= alive  # nobody dead serves
+            for target in serving:  # who serves has everything that was acknowledged
+                equal = before[target] is SYNCING and reports[target].local is FRESH
+                assert before[target] in (SERVING, LAST) or equal
+            # Whoever serves and lives goes on; the order among those who go on is never changed,
+            # since each has everything that its successors have.
+            going_on = [t for t in chain.serving if t in alive]
+            assert [t for t in after_.serving if t in going_on] == going_on
+            assert list(after_.serving[: len(going_on)]) == going_on
+            # Nothing acknowledged is out of sight: one that has it serves, or is remembered.
+            if chain.serving or LAST in before.values():
+                holders = {t for t, s in before.items() if s in (SERVING, LAST)}
+                if not holders & alive and not serving:
+                    assert {t for t, s in now.items() if s is LAST} == holders
+                elif holders & alive:
+                    assert serving & holders
+            # At most one of the candidates of a chain that did not serve begins again.
+            if not chain.serving:
+                begun = [t for t in serving if before[t] is LAST]
+                assert len(begun) <= 1
+            # A sync begins only from someone who serves.
+            if SYNCING in now.values():
+                assert serving
+            assert after_.version - chain.version == (after_.targets != chain.targets)
+            assert (after_.min_serving, after_.preferred) == (chain.min_serving, chain.preferred)
+    if members > 1:
+        assert used == set(range(len(TABLE)))
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[int, list[list[Report | None]]]:
     """A chain's length, and at each evaluation what is known of each target, by its number."""
