@@ -50,7 +50,7 @@ class Checks:
 
     def serving(self, home: "Home", what: str) -> None:
         """Verify that a target which acts as a serving one is one, for the manager too."""
-        chain = self.world.manager_store.routing.chain(home.chain_id)
+        chain = self.world.directory.routing.chain(home.chain_id)
         if chain.state_of(home.target) is not PublicState.SERVING:
             replica = home.replica
             at = replica.version if replica else 0
@@ -115,7 +115,7 @@ class Checks:
 
     def whole(self) -> bool:
         """Whether every chain serves with all of its targets, and every node knows."""
-        routing = self.world.manager_store.routing
+        routing = self.world.directory.routing
         return all(
             len(chain.serving) == len(chain.targets)
             and all(self._knows(target, chain.version) for target in chain.serving)
@@ -128,7 +128,7 @@ class Checks:
 
     def at_rest(self) -> None:
         """Verify that nothing is under way and that replicas are equal."""
-        for chain in self.world.manager_store.routing.chains.values():
+        for chain in self.world.directory.routing.chains.values():
             records = []
             for target in chain.serving:
                 home = self.world.home_of(target)

@@ -15,6 +15,7 @@ state's *floor* is part of it.
 # mypy: ignore-errors
 
 import argparse
+import gc
 import pickle
 import sys
 import time
@@ -29,6 +30,7 @@ from hillfire.proto.wire.chunks import ForwardItem, Kind, WriteItem
 from hillfire.storage import comparison, lifecycle, recovery
 from hillfire.storage.craq import events
 from hillfire.storage.craq.check import check
+from hillfire.storage.craq.operation import Link
 from hillfire.storage.craq.replica import Replica
 from hillfire.storage.lifecycle import Lifecycle
 from hillfire.storage.store.base import Image, Update
@@ -165,7 +167,8 @@ class World:
             _, _, life, outcomes = message
             return not any(self.pairs(target, life, [(o, n) for o, n, _ in outcomes]))
         if kind == "retry":
-            return message[2] != self.node(target).lives
+            node = self.node(target)
+            return message[2] != node.lives or not node.stalled()
         return False
 
     def do(self, action):
@@ -403,6 +406,15 @@ class World:
 
     # ------------------------------------------------------------------ fingerprint
 
+    def freeze(self):
+        """Return the state as bytes, without what only the last step left behind."""
+        for node in self.nodes:
+            node.queue = None
+            node.life._out = []
+            if node.replica is not None:
+                node.replica._out = None
+        return pickle.dumps(self, 5)
+
     def fingerprint(self):
         """Return what tells this state from others, free of numbers that only name things."""
         return hash(
@@ -413,7 +425,7 @@ class World:
                 self.floor,
                 self.acked,
                 tuple(sorted(self.tags.items())),
-                tuple((c.sequence, c.left, c.flying, c.sent_at) for c in self.clients),
+                tuple(client.fingerprint(self.bound) for client in self.clients),
                 tuple(node.fingerprint() for node in self.nodes),
                 tuple(sorted(map(self._message, self.messages))),
             )
@@ -465,6 +477,9 @@ class Client:
 
     def __repr__(self):
         return f"<client {self.number} at {self.sequence}, {self.left} left, {self.flying} sent>"
+
+    def fingerprint(self, bound):
+        return self.sequence, self.left, self.flying, self.sent_at if bound.copies > 1 else 0
 
     def item(self, chain_version):
         remove = self.removes and self.sequence == 1
@@ -684,6 +699,11 @@ class Node:
     def _do_retrylater(self, effect):
         self.world.messages.append(("retry", self.id, self.lives))
 
+    def stalled(self):
+        """Tell whether anything waits for the replica's retry."""
+        holders = self.replica.holders.values() if self.replica is not None else ()
+        return any(operation.link == Link.STALLED for operation in holders)
+
     # ------------------------------------------------------------------ the resync
 
     def carry_sync(self, effects):
@@ -773,10 +793,18 @@ class Explored:
 
 def explore(bound, limit_s=None, limit_states=None):
     """Go through every state that can be reached; raise ``Wrong`` with the way to a wrong one."""
+    gc.disable()  # it would walk over all that waits to be visited, again and again
+    try:
+        return _explore(bound, limit_s, limit_states)
+    finally:
+        gc.enable()
+
+
+def _explore(bound, limit_s, limit_states):
     found, began = Explored(), time.monotonic()
     world = World(bound)
     seen = {world.fingerprint()}
-    stack = [(pickle.dumps(world, 5), (), 0)]
+    stack = [(world.freeze(), (), 0)]
     while stack:
         if limit_s is not None and time.monotonic() - began > limit_s:
             break
@@ -801,7 +829,7 @@ def explore(bound, limit_s=None, limit_states=None):
             mark = world.fingerprint()
             if mark not in seen:
                 seen.add(mark)
-                stack.append((pickle.dumps(world, 5), (way, action), depth + 1))
+                stack.append((world.freeze(), (way, action), depth + 1))
     found.left = len(stack)
     return found
 

@@ -132,9 +132,9 @@ class Faults:
         up = [node for node in self.world.storage() if node.alive]
         if len(up) < 2:
             return False
-        victims = self._random.sample(up, self._random.randint(2, len(up)))
+        victims: list[Process] = [*self._random.sample(up, self._random.randint(2, len(up)))]
         if self._random.random() < 0.3:
-            victims.append(self.world.manager)  # type: ignore[arg-type]
+            victims += self.world.managers
         for node in victims:
             self._down(node, self._away_s())
         return True
@@ -153,12 +153,12 @@ class Faults:
         if node is None:
             return False
         others = [p for p in self.world.processes() if p is not node]
-        manager: Process = self.world.manager
+        managers: list[Process] = [*self.world.managers]
         kind = self._random.randrange(3)
         if kind == 1:
-            others = [manager]
+            others = managers
         elif kind == 2:
-            others.remove(manager)
+            others = [each for each in others if each not in managers]
         pairs: list[tuple[Process, Process]] = []
         for other in others:
             pairs += ((node, other), (other, node))
@@ -206,14 +206,14 @@ class Faults:
         return True
 
     def manager_crash(self) -> bool:
-        manager = self.world.manager
+        manager = self._random.choice(self.world.managers)
         if not manager.alive:
             return False
         self._down(manager, self._away_s())
         return True
 
     def manager_pause(self) -> bool:
-        manager = self.world.manager
+        manager = self._random.choice(self.world.managers)
         if not manager.alive or manager.paused:
             return False
         manager.pause()

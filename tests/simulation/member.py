@@ -13,11 +13,13 @@ from hillfire.errors import Code, Error
 from hillfire.meta.manager.decide import Status
 from hillfire.proto.lease import Lease
 from hillfire.types import NodeId, TargetId
+from tests.simulation.manager_node import said
 from tests.simulation.process import Process
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
+FIND_TIMEOUT_S = 1.0
 REGISTER_TIMEOUT_S = 15.0
 RETRY_S = 0.05
 MIN_GAP_S = 0.002
@@ -58,6 +60,7 @@ class Member(Process):
         self._registered = False
         self._under_way = False
         self._poked = False
+        self._turn = 0
         self._beat_at = 0
         self._slow = False
         self._polling = False
@@ -81,7 +84,19 @@ class Member(Process):
     # ------------------------------------------------------------------ registration
 
     def _register(self) -> None:
+        """Find the manager that leads, as ``proto/discovery.py`` does, and register there."""
         self._registered, self._under_way = False, True
+
+        def found(reply: Any) -> None:
+            if isinstance(reply, Error):
+                self._turn += 1
+                self.after(RETRY_S, self._register)
+            else:
+                self._enter()
+
+        self._ask("get_routing", (0, 0.0), FIND_TIMEOUT_S, found)
+
+    def _enter(self) -> None:
         node = Node(
             self.node, self.kind, self.endpoint, self.incarnation, True, rack=self.rack,
             host=self.endpoint.host,
@@ -90,7 +105,9 @@ class Member(Process):
         self._ask("register", body, REGISTER_TIMEOUT_S, self._entered)
 
     def _ask(self, method: str, body: Any, timeout_s: float, answered: Any) -> None:
-        self.network.call(self, self.world.manager, method, body, timeout_s, answered)
+        managers = self.world.managers
+        manager = managers[self._turn % len(managers)]
+        self.network.call(self, manager, method, body, timeout_s, answered)
 
     def _entered(self, reply: Any) -> None:
         if isinstance(reply, Error):
@@ -119,9 +136,7 @@ class Member(Process):
 
         story = self.world.story
         if story.verbose:
-            said = ", ".join(f"t{t} {s.report.local.name} at {s.report.chain_version}"
-                             for t, s in body[3].items())  # fmt: skip
-            story.tell(self.name, f"heartbeat {self._beat_at}: {said}")
+            story.tell(self.name, f"heartbeat {self._beat_at}: {said(body[3])}")
 
         def answered(reply: Any) -> None:
             if story.verbose:

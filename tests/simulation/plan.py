@@ -27,6 +27,7 @@ class Plan:
         rng = Random(f"{seed}/plan")
         self.seed = seed
         self.nodes = rng.choice((4, 5, 5, 6))
+        self.managers = rng.choice((1, 1, 2))
         self.chains = rng.choice((3, 3, 4))
         self.replicas = rng.choice((2, 3, 3, 3, 4))
         self.chunks = self.chains * rng.choice((1, 1, 2))
@@ -70,9 +71,9 @@ class Plan:
         """Say what matters."""
         mix = " ".join(f"{kind}:{weight}" for kind, weight in self.mix.items())
         return (
-            f"{self.nodes} nodes, {self.chains} chains of {self.replicas}, {len(self.inodes)} "
+            f"{self.managers} managers, {self.nodes} nodes, {self.chains} chains of {self.replicas}, {len(self.inodes)} "
             f"files of {self.chunks} chunks, {self.clients} clients with {self.workers} workers, "
-            f"{self.operations} operations; lease {self.lease_ms} ms, drift {self.drift:.0%}, loss "
-            f"{self.loss:.1%}, twice {self.twice:.0%}, damaged {self.damage:.0%}, late "
+            f"{self.operations} operations; lease {self.lease_ms} ms, drift {self.drift:.0%}, "
+            f"loss {self.loss:.1%}, twice {self.twice:.0%}, damaged {self.damage:.0%}, late "
             f"{self.late:.0%}; a fault each {self.fault_every_s:.1f} s of {mix}"
         )

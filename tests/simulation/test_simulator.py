@@ -48,7 +48,7 @@ def test_worlds_run_production_code_unpatched() -> None:
     world.live()
     home = next(home for node in world.storage() for home in node.homes.values())
     assert type(home.replica) is replica.Replica and type(home.life) is lifecycle.Lifecycle
-    assert type(world.manager._machine) is manager.Manager
+    assert type(world.managers[0]._machine) is manager.Manager
     assert type(world.storage()[0].lease) is node_lease.Lease
     assert type(world.clients[0].core) is core.Core
     for module in MODULES:

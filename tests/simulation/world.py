@@ -23,7 +23,7 @@ from tests.simulation.client import Client
 from tests.simulation.coverage import Coverage
 from tests.simulation.faults import Faults
 from tests.simulation.home import Home
-from tests.simulation.manager_node import ManagerNode, ManagerStore
+from tests.simulation.manager_node import ManagerDirectory, ManagerNode
 from tests.simulation.member import Member
 from tests.simulation.meta_node import MetaNode
 from tests.simulation.network import Network, Weather
@@ -61,18 +61,19 @@ class World:
         self._begun = 0
         self._rates = self.scheduler.stream("rates")
         self._slow = self.scheduler.stream("slow reads")
-        self.manager_endpoint = Endpoint("m1", "m1", "", "host-m")
         numbers = [NodeId(n) for n in range(1, plan.nodes + 1)]
-        self.manager_store = ManagerStore(self._first_routing(numbers))
-        self.manager = ManagerNode(self, "m1", self.manager_store)
-        self.layout = Layout(CHUNK_BYTES, tuple(self.manager_store.routing.chains))
+        self.directory = ManagerDirectory(self._first_routing(numbers))
+        names = [f"m{number}" for number in range(1, plan.managers + 1)]
+        self.managers = [ManagerNode(self, name, self.directory) for name in names]
+        self.manager_endpoint = Endpoint("", ",".join(names), "", "")
+        self.layout = Layout(CHUNK_BYTES, tuple(self.directory.routing.chains))
         self.meta = MetaNode(self, META)
         self.nodes: dict[NodeId, Member] = {n: StorageNode(self, n) for n in numbers}
         self.nodes[META] = self.meta
         self.clients = [Client(self, n, plan.workers) for n in range(1, plan.clients + 1)]
         self.supervisor = Supervisor(self)
         self.faults = Faults(self)
-        self._by_name = {each.name: each for each in (self.manager, *self.nodes.values())}
+        self._by_name = {each.name: each for each in (*self.managers, *self.nodes.values())}
         for process in self.processes():
             process.on_death.append(self.network.died)
         for node in self.storage():
@@ -137,7 +138,7 @@ class World:
         self._until("the last reads", HEAL_S, lambda: bool(done))
 
     def _state(self) -> str:
-        routing = self.manager_store.routing
+        routing = self.directory.routing
         homes = [repr(home.life) for node in self.storage() for home in node.homes.values()]
         busy = {client.name: client.busy for client in self.clients}
         return f"{list(routing.chains.values())} {homes} {busy}"
@@ -174,7 +175,7 @@ class World:
 
     def processes(self) -> list[Process]:
         """List everyone but the supervisor."""
-        return [self.manager, *self.nodes.values(), *self.clients]
+        return [*self.managers, *self.nodes.values(), *self.clients]
 
     def storage(self) -> list[StorageNode]:
         """List the storage nodes."""
@@ -190,7 +191,7 @@ class World:
 
     def home_of(self, target: TargetId) -> Home | None:
         """Return a target, if its process is up and knows of it."""
-        placed = self.manager_store.routing.targets[target]
+        placed = self.directory.routing.targets[target]
         node = self.nodes[placed.node]
         assert isinstance(node, StorageNode)
         return node.homes.get(placed.chain)
@@ -221,15 +222,16 @@ class Supervisor(Process):
         if self._random.random() < self.world.plan.attested:
             self._attest(process.node, process.incarnation)
 
-    def _attest(self, node: NodeId, incarnation: int) -> None:
+    def _attest(self, node: NodeId, incarnation: int, turn: int = 0) -> None:
         def answered(reply: object) -> None:
             if isinstance(reply, Error):
-                self.after(0.1, lambda: self._attest(node, incarnation))
+                self.after(0.1, lambda: self._attest(node, incarnation, turn + 1))
 
         self.story.tell(self.name, f"attests the end of n{node}'s process {incarnation}")
         body = node, incarnation
         world = self.world
-        world.network.call(self, world.manager, "attest_exit", body, 1.0, answered)
+        manager = world.managers[turn % len(world.managers)]
+        world.network.call(self, manager, "attest_exit", body, 1.0, answered)
 
 
 def _endpoint(node: NodeId) -> Endpoint:
