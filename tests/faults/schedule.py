@@ -14,6 +14,7 @@ from tests.faults.hosts import HERE
 from tests.faults.load import Load
 
 LEASE_S = 2.0
+REPLICAS = 3
 RETURN_TIMEOUT_S = 40.0
 """Until every target of every chain serves again."""
 PROBE_TIMEOUT_S = 30.0
@@ -101,12 +102,13 @@ def kill_all_replicas(world: World) -> None:
 
 
 def kill_all_but_one(world: World) -> None:
-    """Only one node is left, and later it dies too before the others are back."""
-    *others, last = world.random.sample(world.cluster.nodes, len(world.cluster.nodes))
-    world.cluster.kill(*others)
-    world.resumed("writes resume after all but one node died")
-    world.cluster.kill(last)
-    world.cluster.start(*world.cluster.nodes)
+    """Of every chain one replica at least is left, and later all die before others are back."""
+    nodes = world.random.sample(world.cluster.nodes, len(world.cluster.nodes))
+    first, rest = nodes[: REPLICAS - 1], nodes[REPLICAS - 1 :]
+    world.cluster.kill(*first)
+    world.resumed("writes resume after all but one replica died")
+    world.cluster.kill(*rest)
+    world.cluster.start(*nodes)
     world.serve_again()
 
 

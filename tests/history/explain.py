@@ -9,90 +9,78 @@ from collections.abc import Sequence
 
 from tests.history.operation import Kind, Operation
 from tests.history.register import Register
-from tests.history.search import matters, search
+from tests.history.search import DEFAULT_STEPS, matters, search
 
-MAX_TRIALS = 400
+MAX_TRIALS = 150
 """Searches spent on one explanation."""
-MAX_TRIAL_STEPS = 20_000
+MAX_TRIAL_STEPS = 2_000
 """Of one of them; a trial that needs more counts as one that has an order."""
 WIDTH = 56
 
 
-def explain(operations: Sequence[Operation], limit: int) -> tuple[list[Operation], str]:
-    """Return the core of a history without an order, and its diagram."""
+def explain(register: Register) -> tuple[list[Operation], str]:
+    """Return the core of a history without an order, and its diagram. Uses the register up."""
+    operations = register.operations
+    known = register.unknown
     returns = sorted(each.returned for each in operations if each.returned is not None)
     low, high = 0, len(returns) - 1
     while low < high:  # a prefix without an order stays so as it grows
         middle = (low + high) // 2
-        if _impossible(_until(operations, returns[middle]), limit):
+        if _impossible(register, *_until(operations, returns[middle], known), DEFAULT_STEPS):
             high = middle
         else:
             low = middle + 1
-    core = _smaller(_until(operations, returns[low]))
+    dropped, unknown = _smaller(register, *_until(operations, returns[low], known))
+    register.unknown = unknown
+    useful = register.observed(dropped)
+    core = [
+        each.but(returned=None) if unknown >> i & 1 else each
+        for i, each in enumerate(operations)
+        if not dropped >> i & 1 and (not unknown >> i & 1 or matters(register, i, useful))
+    ]
     return core, _text(core, len(operations))
 
 
-def _until(operations: Sequence[Operation], ended: int) -> list[Operation]:
-    """Return what was known at an instant."""
-    return _relevant(
-        [
-            each
-            if each.returned is not None and each.returned <= ended
-            else each.but(returned=None)
-            for each in operations
-            if each.invoked <= ended
-        ]
-    )
+def _until(operations: Sequence[Operation], ended: int, known: int) -> tuple[int, int]:
+    """Return masks of what had no part until an instant, and whose outcome was unknown then."""
+    dropped, unknown = 0, known
+    for index, each in enumerate(operations):
+        open_ = each.returned is None or each.returned > ended
+        if each.invoked > ended or (open_ and each.kind is Kind.READ):
+            dropped |= 1 << index
+        elif open_:
+            unknown |= 1 << index
+    return dropped, unknown
 
 
-def _relevant(operations: Sequence[Operation]) -> list[Operation]:
-    return [each for each in operations if not (each.kind is Kind.READ and each.unknown)]
-
-
-def _impossible(operations: Sequence[Operation], limit: int) -> bool:
-    if not any(each.returned is not None for each in operations):
-        return False
-    found = search(Register(operations), limit)
+def _impossible(register: Register, dropped: int, unknown: int, limit: int) -> bool:
+    register.unknown = unknown
+    found = search(register, limit, dropped=dropped)
     return found.order is None and not found.undecided
 
 
-def _smaller(core: list[Operation]) -> list[Operation]:
+def _smaller(register: Register, dropped: int, unknown: int) -> tuple[int, int]:
     """Drop reads and loosen the rest, in ever smaller handfuls, while there is still no order."""
-    trials = 0
-    size = max(1, len(core) // 2)
-    while True:
-        changed = False
+    operations = register.operations
+    left = [i for i in range(len(operations)) if not (dropped | unknown) >> i & 1]
+    size, trials = max(1, len(left) // 2), 0
+    while trials < MAX_TRIALS:
+        before = len(left)
         at = 0
-        while at < len(core) and trials < MAX_TRIALS:
-            chosen = core[at : at + size]
-            loosened = [each.but(returned=None) for each in chosen if each.kind is not Kind.READ]
-            if loosened == chosen or all(each.unknown for each in chosen):
-                at += size
-                continue
-            trial = core[:at] + loosened + core[at + size :]
+        while at < len(left) and trials < MAX_TRIALS:
+            chosen = left[at : at + size]
+            reads = sum(1 << i for i in chosen if operations[i].kind is Kind.READ)
+            others = sum(1 << i for i in chosen) & ~reads
             trials += 1
-            if _impossible(trial, MAX_TRIAL_STEPS):
-                core, changed = trial, True
-                at += len(loosened)
+            if _impossible(register, dropped | reads, unknown | others, MAX_TRIAL_STEPS):
+                dropped, unknown = dropped | reads, unknown | others
+                del left[at : at + size]
             else:
                 at += size
-        if size == 1 and not changed:
-            break
-        if trials >= MAX_TRIALS:
+        if size == 1 and len(left) == before:
             break
         size = max(1, size // 2)
-    return _without_idle(core)
-
-
-def _without_idle(core: list[Operation]) -> list[Operation]:
-    """Drop the operations of unknown outcome that are of use to no order."""
-    register = Register(core)
-    observed = register.observed()
-    return [
-        each
-        for index, each in enumerate(core)
-        if not each.unknown or matters(register, index, observed)
-    ]
+    return dropped, unknown
 
 
 def _text(core: Sequence[Operation], of: int) -> str:

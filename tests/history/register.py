@@ -48,6 +48,8 @@ class Register:
         self._low: list[int] = []
         self._values: list[tuple[int, ...]] = []
         self._number_contents()
+        self.unknown = sum(1 << i for i, each in enumerate(operations) if each.unknown)
+        """mask of the operations of unknown outcome; more may be taken to be so"""
         self._states: dict[State, int] = {}
         self.states: list[State] = []
         self._steps: list[dict[int, int]] = []
@@ -62,7 +64,7 @@ class Register:
         after = steps.get(index)
         if after is None:
             after = steps[index] = self._apply(state, index)
-        return after
+        return state if after == REFUSED and self.unknown >> index & 1 else after
 
     def losses(self, state: int, index: int) -> "Losses":
         """Return what an operation overwrites: (reads that saw it, operations that make it).
@@ -113,11 +115,11 @@ class Register:
         low, values = self._low[read], self._values[read]
         return sum(a != b for a, b in zip(segments[low : low + len(values)], values, strict=True))
 
-    def observed(self) -> set[int]:
-        """Return the writes of which a read may have seen a byte."""
+    def observed(self, dropped: int = 0) -> set[int]:
+        """Return the writes of which a read that is not dropped may have seen a byte."""
         seen: set[tuple[int, int]] = set()
         for index, operation in enumerate(self.operations):
-            if operation.kind is Kind.READ:
+            if operation.kind is Kind.READ and not dropped >> index & 1:
                 low = self._low[index]
                 seen.update((low + i, value) for i, value in enumerate(self._values[index]))
         return {
@@ -142,7 +144,7 @@ class Register:
             sized = operation.size is None or operation.size == length
             return number if same and sized else REFUSED
         if asked is not None and epoch > asked:
-            return number if operation.unknown else REFUSED
+            return REFUSED
         idle = asked is not None and (not present or epoch == asked)
         if idle and kind in (Kind.TRUNCATE, Kind.REMOVE):
             return number
@@ -151,7 +153,7 @@ class Register:
         elif kind is Kind.APPEND:
             low, left = divmod(length, self.borders[1])
             if operation.offset not in (-1, length) or left or low + len(values) > self.n_segments:
-                return number if operation.unknown else REFUSED
+                return REFUSED
             length += operation.length
         elif kind is Kind.TRUNCATE:
             length, low = operation.length, bisect_left(self.borders, operation.length)

@@ -44,10 +44,10 @@ class _Moment(NamedTuple):
     """mask of those that returned before"""
 
 
-def search(register: Register, limit: int = DEFAULT_STEPS) -> Found:
-    """Look for an order; ``limit`` bounds the steps."""
-    moments = _moments(register)
-    unknown = sum(1 << i for i, each in enumerate(register.operations) if each.unknown)
+def search(register: Register, limit: int = DEFAULT_STEPS, *, dropped: int = 0) -> Found:
+    """Look for an order; ``limit`` bounds the steps, ``dropped`` is a mask of who plays no part."""
+    moments = _moments(register, dropped)
+    unknown = register.unknown
     step, steps = register.step, 0
     seen: dict[tuple[int, int, int], list[int]] = {}
     # (how far, those in order, state, what was put in order on the way here: a linked list)
@@ -77,7 +77,7 @@ def search(register: Register, limit: int = DEFAULT_STEPS) -> Found:
             steps += 1
             after = step(state, change)
             if after != REFUSED and not _wasteful(
-                register.losses(state, change), moment.past | done | 1 << change
+                register.losses(state, change), moment.past | done | dropped | 1 << change
             ):
                 following.append((at, done | 1 << change, after, (change, path)))
         if steps > limit:
@@ -119,13 +119,15 @@ def _visited(
     return False
 
 
-def _moments(register: Register) -> list[_Moment]:
+def _moments(register: Register, dropped: int) -> list[_Moment]:
     """Return every return in its order, with who was invoked before it and had not returned."""
     operations = register.operations
-    useful = register.observed()
+    useful = register.observed(dropped)
     marks: list[tuple[int, int, int]] = []
     for index, operation in enumerate(operations):
-        if operation.returned is not None:
+        if dropped >> index & 1:
+            continue
+        if operation.returned is not None and not register.unknown >> index & 1:
             marks.append((operation.returned, 1, index))
         elif operation.kind is Kind.READ or not matters(register, index, useful):
             continue
@@ -138,7 +140,7 @@ def _moments(register: Register) -> list[_Moment]:
 
     def due(index: int) -> float:
         returned = operations[index].returned
-        return never if returned is None else returned
+        return never if returned is None or register.unknown >> index & 1 else returned
 
     for _, is_return, index in marks:
         if not is_return:
