@@ -233,6 +233,7 @@ class Sync:
         progress.compared_chunks += len(event.records.keys() | page.records.keys())
         progress.compared_bytes += sum(meta.length for meta in event.records.values())
         conflicts = []
+        wanted: list[tuple[ChunkId, int]] = []
         if not event.records.keys().isdisjoint(page.records):
             self._rule(34)
         for found in compare(event.records, page.records):
@@ -241,9 +242,11 @@ class Sync:
                 continue
             meta = event.records.get(found.chunk)
             n_bytes = 0 if meta is None else meta.length
-            self._queue.append((found.chunk, n_bytes))
+            wanted.append((found.chunk, n_bytes))
             progress.to_send_chunks += 1
             progress.to_send_bytes += n_bytes
+        # What frees space goes first: the successor's disk may have become full.
+        self._queue.extend(sorted(wanted, key=lambda each: each[1] > 0))
         if conflicts:
             self._conflict(conflicts)
         elif page.last is None:

@@ -29,6 +29,9 @@ from hillfire.types import ChainId, ChunkId, TargetId
 log = logging.getLogger(__name__)
 
 REOPEN_S = 0.5
+FULL_MIN_S = 5.0
+FULL_MAX_S = 300.0
+"""Between two attempts to come back while the disk is full."""
 SPACE_S = 1.0
 """How long a look at the disk's free space is good for."""
 
@@ -83,6 +86,8 @@ class Target:
         self._tasks: set[asyncio.Task[None]] = set()
         self._space = Space(0, 0)
         self._looked = 0.0
+        self._full_s = FULL_MIN_S
+        self._full_until = 0.0
         self._closing = False
 
     def __repr__(self) -> str:
@@ -250,7 +255,20 @@ class Target:
             self.handle(lifecycle.Healed())
 
     def _has_room(self) -> bool:
-        return self.life.code is not Code.NO_SPACE or not self.space.no_writes
+        """Tell whether a target that found its disk full should try again.
+
+        Without room too, now and then: the others may have removed what fills it here.
+        """
+        if self.life.code is not Code.NO_SPACE:
+            self._full_s = FULL_MIN_S
+            return True
+        now = self._loop.time()
+        space = self.space
+        if now < self._full_until and (space.no_writes or space.no_new_chunks):
+            return False
+        self._full_until = now + self._full_s
+        self._full_s = min(FULL_MAX_S, self._full_s * 2)
+        return True
 
     def _chain(self) -> Chain:
         return self._routing().chain(self.chain)
