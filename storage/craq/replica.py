@@ -47,6 +47,7 @@ SENT, STALLED, WANTED, TRANSFER = Link.SENT, Link.STALLED, Link.WANTED, Link.TRA
 FREE = Link.NONE
 SYNC, CLONE, REPAIR, HOLD = Kind.SYNC, Kind.CLONE, Kind.REPAIR, Kind.HOLD
 
+_NO_SOURCE = (Code.CONFLICT, Code.NOT_FOUND)
 _WHOLE = (Kind.REPLACE, Kind.LOST)
 """Whole images from the predecessor, which are nobody else's affair."""
 _NO_TAG = Tag(INTERNAL, 0, 0)
@@ -491,7 +492,7 @@ class Replica:
         if code is Code.CORRUPT and not operation.forwarded and operation.repair is None:
             self._repair(operation)  # others are sent the whole chunk by their predecessor (R30)
             return
-        if code is Code.CONFLICT and operation.kind == CLONE:
+        if operation.forwarded and operation.kind == CLONE and code in _NO_SOURCE:
             code = Code.MISSING_UPDATE  # its source is not there yet as the sender has it
         self._answer(operation, Outcome(code))
         self._finish(operation)
