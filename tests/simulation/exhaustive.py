@@ -83,6 +83,8 @@ class World:
         self.messages = []
         self.requests = 0
         self.crashes, self.changes = bound.crashes, bound.changes
+        self.begun = bound.removals
+        """whether the first client's first update has arrived"""
         self.floor = 0
         self.acked = 0
         self.tags = {}
@@ -124,6 +126,8 @@ class World:
             return False
         if message[0] == "drain":
             return not any(m[0] == "job" and m[1] == message[1] for m in self.messages)
+        if message[0] == "write" and message[2].client == 2 and not self.begun:
+            return False  # the clients are alike: this is as if they had changed names
         if message[0] in ("write", "forward", "list", "tell"):
             # Without a lease nothing is handled. What names a version that the receiver has not
             # heard of waits: refused, it would be sent again until the receiver has.
@@ -234,6 +238,7 @@ class World:
     def _on_write(self, target, item):
         node = self.node(target)
         waits = ("client", item.client, item.sequence)
+        self.begun = True
         if not node.up or node.replica is None:
             self._answered(waits, [events.Outcome(Code.NOT_SERVING)])
         else:
@@ -420,6 +425,7 @@ class World:
         return hash(
             (
                 self.chain,
+                self.begun,
                 self.crashes,
                 self.changes,
                 self.floor,
