@@ -28,6 +28,8 @@ CHUNK_BYTES = 256 * 1024
 CHUNKS = 6
 IO_TIMEOUT_S = 40.0
 """The deadline of every operation: no fault may keep a client longer."""
+LEAST_OPERATIONS = 20
+"""Of a client; one that did less tested nothing."""
 MOUNT_TIMEOUT_S = 30.0
 SMALL_DISK_BYTES = 400 << 20
 FAULTS_A_FILE = 3
@@ -256,6 +258,8 @@ def _under_load(
     compared = compare_replicas(made, routing)
     _tell(world, outcomes, operations, compared)
     judged(operations, f"{name}-{seed}")
+    idle = [outcome.name for outcome in outcomes if outcome.operations < LEAST_OPERATIONS]
+    assert not idle, f"clients that hardly did anything: {idle}"
     errors = [error for outcome in outcomes for error in outcome.errors]
     assert not errors, f"{len(errors)} errors: " + "\n".join(errors[:10])
     return world
