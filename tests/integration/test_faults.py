@@ -6,12 +6,16 @@ minutes: tests/long/test_faults.py.
 
 import os
 import random
+import select
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.run import run
+from tests.faults.hosts import HERE, network, unavailable
+from tests.faults.run import nothing_left, run
 from tests.faults.schedule import (
     COMBINED_FAULTS,
     DISK_FAULTS,
@@ -29,6 +33,38 @@ def once_each(source: random.Random, networked: bool) -> Iterator[Fault]:
     faults += NETWORK_FAULTS + DISK_FAULTS if networked else ()
     source.shuffle(faults)
     yield from faults
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+def test_a_way_that_is_cut_lets_nothing_through_and_the_way_back_everything(
+    tmp_path: Path,
+) -> None:
+    with nothing_left(tmp_path), network(["a", "b", "c"]) as net:
+
+        def sent(source: str, destination: str) -> bool:
+            """Tell whether a datagram gets from one host to another."""
+            address = net.hosts[destination].address
+            receive = f"import socket; s = socket.socket(type=2); s.bind(('{address}', 7)); "
+            receive += "print('bound', flush=True); print(s.recv(9), flush=True)"
+            python = [sys.executable, "-c"]
+            command = net.hosts[destination].command(*python, receive)
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ) as receiver:
+                assert receiver.stdout is not None and receiver.stdout.readline() == "bound\n"
+                send = f"import socket; socket.socket(type=2).sendto(b'x', ('{address}', 7))"
+                net.hosts[source].run(*python, send)
+                came, _, _ = select.select([receiver.stdout], [], [], 0.5)
+                receiver.kill()
+                return bool(came)
+
+        assert sent("a", "b") and sent("b", "a") and sent(HERE, "a")
+        net.cut([("a", "b")])
+        assert not sent("a", "b") and sent("b", "a") and sent("a", "c")
+        net.cut(net.around("c", out=False))
+        assert not sent("a", "c") and not sent(HERE, "c") and sent("c", "a")
+        net.heal()
+        assert sent("a", "b") and sent("a", "c") and sent(HERE, "c")
 
 
 @pytest.mark.timeout(240)
