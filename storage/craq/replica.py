@@ -890,8 +890,7 @@ class Replica:
             return
         self._tell(f"stop: {reason}")
         self.stopped = self._out.stop = Stop(code, reason, "\n".join(self.story))
-        lines = [operation for line in self.waiting.values() for operation in line]
-        for operation in [*self.holders.values(), *lines]:
+        for operation in self._all():
             self._answer(operation, Outcome(Code.NOT_SERVING))
             self._out.finish.append(operation)
             if operation.repair is not None:
@@ -903,14 +902,20 @@ class Replica:
             self._refuse(self._completing, 0, Code.NOT_SERVING)
             self._completing = None
 
+    def _all(self) -> list[Operation]:
+        """List who holds a lock or stands in line; a clone may do so by its HOLD only."""
+        lines = [operation for line in self.waiting.values() for operation in line]
+        found = [*self.holders.values(), *lines]
+        found += [operation.partner for operation in found if operation.partner is not None]
+        return list(dict.fromkeys(found))
+
     def give_up(self, reason: str) -> tuple[Stop, list[Operation]]:
         """Stop after a defect, in whatever state; the shell answers who waits.
 
         Returns why, and the operations whose memory may be used again.
         """
         out = self._out
-        lines = [operation for line in self.waiting.values() for operation in line]
-        left = [*self.holders.values(), *lines, *out.prepare, *out.finish]
+        left = [*self._all(), *out.prepare, *out.finish]
         left += [operation.repair for operation in left if operation.repair is not None]
         if self.stopped is None:
             self._tell(f"stop: {reason}")

@@ -127,3 +127,16 @@ def test_a_middle_forwards_a_clone_by_name():
     item = forward_item(B, 3, kind=Kind.CLONE)._replace(source=A, source_version=5)
     talk.say(events.ForwardsArrived(1, [item], [b""]))
     assert talk.prepared(B) == [("forward", 3, 2, [(B, 3, 1)])]
+
+
+def test_a_clone_that_waits_for_its_source_is_answered_when_the_target_stops():
+    """It stands in line by its HOLD only (simulator, seed 3)."""
+    talk = head(metas={A: meta(1), B: meta(1)})
+    talk.write((A, 9, 9))
+    assert talk.clone(B, A) == []
+    said = talk.chain(3, (2, S), (1, W))
+    replies = [each for kind, *rest in said if kind == "reply" for each in rest[0]]
+    assert {(request, code) for request, _, code, _ in replies} == {
+        (1, Code.NOT_SERVING),
+        (2, Code.NOT_SERVING),
+    }
