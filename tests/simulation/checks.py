@@ -102,6 +102,8 @@ class Checks:
         """Judge what an operation failed with; whether it was done stays unknown."""
         if operation.kind is Kind.WRITE:
             self.unknown += 1
+        if operation.kind is Kind.CLONE and error.code is Code.NOT_FOUND:
+            return  # its source was absent then; an earlier try may have come too late to tell
         if not error.retry and error.code not in self.allowed_errors:
             raise Failure(f"{process}: {operation.describe()} fails with {error!r}")
 

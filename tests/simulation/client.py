@@ -26,9 +26,10 @@ from hillfire.proto.wire.chunks import (
     WRITE_RESULTS,
 )
 from hillfire.region import Region
+from hillfire.types import ChunkId, InodeId, chunk_id
 from tests.history import Kind
 from tests.history import Operation as Recorded
-from tests.simulation import stamps
+from tests.simulation import extras, stamps
 from tests.simulation.process import Process
 from tests.simulation.scheduler import NS_PER_S
 from tests.simulation.stamps import BOUNDS, CELLS, CHUNK_BYTES
@@ -248,6 +249,54 @@ class Client(Process):
 
         self.run_operation(writing.sync(self.core, extent, 0, extent.length), done)
 
+    def clone(self) -> None:
+        """Make a chunk what another of its chain is, by one update."""
+        world, rng, plan = self.world, self._random, self.world.plan
+        inode, index = rng.choice(plan.inodes), rng.randrange(plan.chunks)
+        chain = world.layout.chain_of(index)
+        others = [
+            (i, n) for i in plan.inodes for n in range(plan.chunks)
+            if (i, n) != (inode, index) and world.layout.chain_of(n) == chain
+        ]  # fmt: skip
+        if not others:
+            self.finished()
+            return
+        source = rng.choice(others)
+        recorded = world.recorder.invoke(
+            self.name, world.key(inode, index), Kind.CLONE, source=world.key(*source)
+        )
+        world.story.tell(self.name, recorded.describe() + f" to {recorded.key}")
+
+        def done(result: Any) -> None:
+            if isinstance(result, Error):
+                world.checks.failed(self, recorded, result)
+            else:
+                world.recorder.returned(recorded)
+            self._told(recorded, result)
+            self.finished()
+
+        name, other = _chunk(inode, index), _chunk(*source)
+        epoch = self._extent(inode).epoch
+        operation = extras.clone(self.core, chain, other, name, epoch, CHUNK_BYTES)
+        self.run_operation(operation, done)
+
+    def read_relaxed(self) -> None:
+        """Read what some replica has committed; exempt from all but this: somebody wrote it."""
+        world, rng, plan = self.world, self._random, self.world.plan
+        inode, index = rng.choice(plan.inodes), rng.randrange(plan.chunks)
+
+        def done(result: Any) -> None:
+            if result is not None and not isinstance(result, Error):
+                stamps.seen(result, 0, CELLS)
+                world.coverage.count("relaxed reads")
+            self.finished()
+
+        operation = extras.read_relaxed(
+            self.core, world.layout.chain_of(index), _chunk(inode, index), CHUNK_BYTES,
+            rng.randrange(8),
+        )  # fmt: skip
+        self.run_operation(operation, done)
+
     def _told(self, operation: Recorded, result: Any) -> None:
         if self.world.story.on:
             self.world.story.tell(self.name, f"{operation.describe()}: {_shown(result)}")
@@ -349,6 +398,10 @@ def _bytes(part: Part) -> bytes:
     return bytes(part.region.view[part.offset : part.offset + part.length])
 
 
+def _chunk(inode: int, index: int) -> ChunkId:
+    return chunk_id(InodeId(inode), index)
+
+
 def _cells_below(length: int) -> int:
     return sum(length >= bound for bound in BOUNDS[1:])
 
@@ -365,6 +418,8 @@ _WORK: dict[str, Callable[[Client], None]] = {
     "reads": Client.read_batch,
     "truncate": Client.truncate,
     "sync": Client.sync,
+    "clone": Client.clone,
+    "relaxed": Client.read_relaxed,
 }
 
 

@@ -1,14 +1,20 @@
 """Faults: what goes wrong, and when. Each fault ends by itself after a while; ``heal`` ends all."""
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from hillfire.meta.manager.events import Command as AnyCommand
+from hillfire.meta.manager.events import CommandKind as Kind
 from tests.simulation.process import Process
 from tests.simulation.storage_node import StorageNode
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+Command = partial(AnyCommand, who="simulator", why="to see what happens")
 
 
 class Faults:
@@ -60,6 +66,8 @@ class Faults:
                 process.start()
         for node in world.storage():
             node.disk.slow = False
+        world.directory.full = False
+        world.operator.undo()
 
     # ------------------------------------------------------------------ helpers
 
@@ -220,6 +228,52 @@ class Faults:
         self.world.scheduler.later(self._away_s(), manager.resume)
         return True
 
+    def manager_disk(self) -> bool:
+        """The managers' disk is full for a while."""
+        directory = self.world.directory
+        if directory.full:
+            return False
+        directory.full = True
+        self.world.story.tell("managers", "their disk is full")
+
+        def end() -> None:
+            directory.full = False
+
+        self.world.scheduler.later(self._away_s(), end)
+        return True
+
+    def order(self) -> bool:
+        """An operator takes a target or a node out of service, and back after a while."""
+        rng, routing = self._random, self.world.directory.routing
+        target = rng.choice(list(routing.targets.values()))
+        chain = routing.chains[target.chain]
+        order = tuple(rng.sample(sorted(chain.preferred), len(chain.preferred)))
+        there, back = rng.choice(
+            (
+                (Command(Kind.TARGET_OFFLINE, target=target.id),
+                 Command(Kind.TARGET_ONLINE, target=target.id)),
+                (Command(Kind.NODE_DRAIN, node=target.node),
+                 Command(Kind.NODE_UNDRAIN, node=target.node)),
+                (Command(Kind.CHAIN_PREFER, chain=chain.id, order=order),
+                 Command(Kind.CHAIN_ROTATE, chain=chain.id)),
+            )
+        )  # fmt: skip
+        self.world.operator.order(there)
+        seconds = self._away_s() + self._away_s()
+        self.world.scheduler.later(seconds, lambda: self.world.operator.order(back))
+        return True
+
+    def quorum(self) -> bool:
+        """An operator asks for more serving replicas than one for a write, for a while."""
+        rng, routing = self._random, self.world.directory.routing
+        chain = rng.choice(list(routing.chains.values()))
+        count = rng.randint(2, len(chain.targets))
+        more = Command(Kind.CHAIN_MIN_SERVING, chain=chain.id, min_serving=count)
+        self.world.operator.order(more)
+        back = more._replace(min_serving=1)
+        self.world.scheduler.later(self._away_s(), lambda: self.world.operator.order(back))
+        return True
+
     def client_crash(self) -> bool:
         client = self._random.choice(self.world.clients)
         if not client.alive:
@@ -267,6 +321,9 @@ _KINDS: dict[str, Callable[[Faults], bool]] = {
     "storm": Faults.storm,
     "manager-crash": Faults.manager_crash,
     "manager-pause": Faults.manager_pause,
+    "manager-disk": Faults.manager_disk,
+    "order": Faults.order,
+    "quorum": Faults.quorum,
     "client-crash": Faults.client_crash,
     "client-cut": Faults.client_cut,
     "slow-disk": Faults.slow_disk,

@@ -339,7 +339,7 @@ class Home:
     def busy(self) -> str:
         """Say what is under way."""
         held = list(self.replica.holders.values()) if self.replica is not None else []
-        return f"{len(self._requests)} requests, {held}"
+        return f"has {len(self._requests)} requests and holds {held}"
 
 
 def shown(each: Any) -> str:

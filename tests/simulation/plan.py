@@ -10,12 +10,14 @@ from random import Random
 
 FAULTS = (
     "crash", "instant", "step", "together", "pause", "isolate", "partition", "one-way", "reset",
-    "storm", "manager-crash", "manager-pause", "client-crash", "client-cut", "slow-disk",
+    "storm", "manager-crash", "manager-pause", "manager-disk", "client-crash", "client-cut",
+    "slow-disk", "order", "quorum",
 )  # fmt: skip
 """Kinds, in faults.py; a seed takes some of them."""
 
 OPERATIONS = {
-    "write": 8, "batch": 3, "append": 2, "read": 8, "reads": 3, "truncate": 1, "sync": 1
+    "write": 8, "batch": 3, "append": 2, "read": 8, "reads": 3, "relaxed": 1, "truncate": 1,
+    "clone": 1, "sync": 1,
 }  # fmt: skip
 """Kinds of client operations and their usual weights."""
 
@@ -71,8 +73,9 @@ class Plan:
         """Say what matters."""
         mix = " ".join(f"{kind}:{weight}" for kind, weight in self.mix.items())
         return (
-            f"{self.managers} managers, {self.nodes} nodes, {self.chains} chains of {self.replicas}, {len(self.inodes)} "
-            f"files of {self.chunks} chunks, {self.clients} clients with {self.workers} workers, "
+            f"{self.managers} managers, {self.nodes} nodes, {self.chains} chains of "
+            f"{self.replicas}, {len(self.inodes)} files of {self.chunks} chunks, "
+            f"{self.clients} clients with {self.workers} workers, "
             f"{self.operations} operations; lease {self.lease_ms} ms, drift {self.drift:.0%}, "
             f"loss {self.loss:.1%}, twice {self.twice:.0%}, damaged {self.damage:.0%}, late "
             f"{self.late:.0%}; a fault each {self.fault_every_s:.1f} s of {mix}"

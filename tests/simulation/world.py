@@ -13,7 +13,6 @@ from hillfire.cluster import (
     Routing,
     Target,
 )
-from hillfire.errors import Error
 from hillfire.layout import Layout
 from hillfire.meta.manager.chains import new_chain
 from hillfire.types import ChainId, NodeId, TargetId
@@ -27,6 +26,7 @@ from tests.simulation.manager_node import ManagerDirectory, ManagerNode
 from tests.simulation.member import Member
 from tests.simulation.meta_node import MetaNode
 from tests.simulation.network import Network, Weather
+from tests.simulation.people import Operator, Supervisor
 from tests.simulation.plan import Plan
 from tests.simulation.process import Process
 from tests.simulation.scheduler import Scheduler
@@ -72,6 +72,7 @@ class World:
         self.nodes[META] = self.meta
         self.clients = [Client(self, n, plan.workers) for n in range(1, plan.clients + 1)]
         self.supervisor = Supervisor(self)
+        self.operator = Operator(self)
         self.faults = Faults(self)
         self._by_name = {each.name: each for each in (*self.managers, *self.nodes.values())}
         for process in self.processes():
@@ -139,7 +140,11 @@ class World:
 
     def _state(self) -> str:
         routing = self.directory.routing
-        homes = [repr(home.life) for node in self.storage() for home in node.homes.values()]
+        homes = [
+            f"{home.life} {'' if home.idle() else home.busy()}"
+            for node in self.storage()
+            for home in node.homes.values()
+        ]
         busy = {client.name: client.busy for client in self.clients}
         return f"{list(routing.chains.values())} {homes} {busy}"
 
@@ -174,7 +179,7 @@ class World:
         return self._slow.random() < self.plan.slow_reads
 
     def processes(self) -> list[Process]:
-        """List everyone but the supervisor."""
+        """List everyone but people."""
         return [*self.managers, *self.nodes.values(), *self.clients]
 
     def storage(self) -> list[StorageNode]:
@@ -205,33 +210,6 @@ class World:
                     states = " ".join(f"t{t}:{state.name}" for t, state in chain.targets)
                     text = f"publishes chain {chain.id} version {chain.version}: {states}"
                     self.story.tell("manager", text)
-
-
-class Supervisor(Process):
-    """Sees processes end, sometimes, and tells the manager."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__("supervisor", world.scheduler, world.story, 1.0)
-        self.world = world
-        self._random = world.scheduler.stream("supervisor")
-        self.start()
-
-    def saw_end(self, process: Process) -> None:
-        """Attest the end of a storage node's process, if this is one that is supervised."""
-        assert isinstance(process, Member)
-        if self._random.random() < self.world.plan.attested:
-            self._attest(process.node, process.incarnation)
-
-    def _attest(self, node: NodeId, incarnation: int, turn: int = 0) -> None:
-        def answered(reply: object) -> None:
-            if isinstance(reply, Error):
-                self.after(0.1, lambda: self._attest(node, incarnation, turn + 1))
-
-        self.story.tell(self.name, f"attests the end of n{node}'s process {incarnation}")
-        body = node, incarnation
-        world = self.world
-        manager = world.managers[turn % len(world.managers)]
-        world.network.call(self, manager, "attest_exit", body, 1.0, answered)
 
 
 def _endpoint(node: NodeId) -> Endpoint:
