@@ -69,6 +69,12 @@ class Probe:
                 await self._task
             self._task = None
 
+    def fail(self, reason: str) -> None:
+        """Take the disk for failed, before the first probe."""
+        while self.health.state is Disk.WORKS:
+            self.health.failed(reason)
+        self._tell()
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -77,7 +83,12 @@ class Probe:
             thread = threading.Thread(
                 target=self._probe, args=(loop, ended), name="disk-probe", daemon=True
             )
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no thread to be had: says nothing of the disk
+                log.warning("event=not_probed directory=%s cause=%r", self.directory, str(exc))
+                await asyncio.sleep(self._interval_s)
+                continue
             while not ended.done():
                 await asyncio.wait([ended], timeout=self._timeout_s)
                 if not ended.done() and self.health.overdue(loop.time() - began):

@@ -67,8 +67,14 @@ class Repairs:
             return None
         task = asyncio.create_task(self._repair(chunk, why, damaged))
         self._at_work[chunk] = task
-        task.add_done_callback(lambda _: self._at_work.pop(chunk, None))
+        task.add_done_callback(lambda task: self._ended(chunk, task))
         return task
+
+    def _ended(self, chunk: ChunkId, task: "asyncio.Task[Code]") -> None:
+        self._at_work.pop(chunk, None)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            log.error("event=defect target=%d", self._shell.target, exc_info=failure)
+            self._shell.fail(Error(Code.INTERNAL, f"a repair failed: {failure!r}"))
 
     async def end(self) -> None:
         """Leave what is not done to the target's next life."""

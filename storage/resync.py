@@ -119,7 +119,9 @@ class Resync:
                     _LOAD, pb.LoadRequest(), LOAD_TIMEOUT_S
                 )
                 self._peer.busy = reply.busy
-            except Error:
+            except Exception as exc:
+                if not isinstance(exc, Error):
+                    log.error("event=load_unknown node=%d", self._node.id, exc_info=exc)
                 self._peer.busy = 1.0
             self._peer.streams = self._shared.streams(self._node.id)
             await asyncio.sleep(LOAD_S)

@@ -42,6 +42,7 @@ SETTLE_S = 1.0
 """Between the two looks at a difference; an update passes a chain in much less."""
 RETRY_S = 5.0
 """After a pass met an error, or while the target does not serve."""
+DEFECT_S = 600.0
 DAY_S = 86_400.0
 CALL_TIMEOUT_S = 5.0
 
@@ -106,6 +107,10 @@ class Walk:
                 except Error as exc:
                     self.failure = exc.strerror or exc.code.name
                     pause_s = RETRY_S
+                except Exception as exc:
+                    log.error("event=defect target=%d", self.target.id, exc_info=exc)
+                    self.failure = f"a defect, see the node's log: {exc!r}"
+                    pause_s = DEFECT_S
                 if hurried and not self.failure:
                     self._wanted = False
             else:

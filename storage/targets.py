@@ -79,6 +79,8 @@ class Target:
         self._store: ChunkStore | None = None
         self._events: deque[lifecycle.Event] = deque()
         self._handling = False
+        self._defect = ""
+        """why this target is out for good"""
         self._opened = asyncio.Event()
         self._resync: tuple[Resync, asyncio.Task[None]] | None = None
         self._last: TargetShell | None = None
@@ -97,12 +99,12 @@ class Target:
     @property
     def local(self) -> LocalState:
         """Its state as it is reported."""
-        return self.life.local
+        return LocalState.OFFLINE if self._defect else self.life.local
 
     @property
     def settled(self) -> bool:
         """Whether it is known if its store opens; before, nothing is reported of it."""
-        return self.life.settled
+        return self.life.settled or bool(self._defect)
 
     @property
     def progress(self) -> recovery.Progress | None:
@@ -114,7 +116,7 @@ class Target:
     async def start(self) -> None:
         """Open the store; a failure leaves the target offline and the node alive."""
         self.handle(self._look())
-        while not self.life.settled:
+        while not self.settled:
             self._opened.clear()
             await self._opened.wait()
 
@@ -161,11 +163,25 @@ class Target:
             return
         self._handling = True
         try:
-            while self._events and not self._closing:
+            while self._events and not self._closing and not self._defect:
                 for effect in self.life.handle(self._events.popleft()):
                     self._carry(effect)
+        except Exception as exc:
+            self._give_up(exc)
         finally:
             self._handling = False
+
+    def _give_up(self, exc: Exception) -> None:
+        """Stay out after an exception that should not be: it costs this target, not the node."""
+        log.critical("event=defect target=%d", self.id, exc_info=exc)
+        self._defect = f"a defect, see the node's log and start it again: {exc!r}"
+        self._events.clear()
+        self._end_sync()
+        if self.shell is not None:
+            self.shell.fail(Error(Code.INTERNAL, self._defect))
+            self.shell = None
+        self._opened.set()
+        self._poke()
 
     # ------------------------------------------------------------------ effects
 
@@ -200,7 +216,11 @@ class Target:
                              effect.reason)  # fmt: skip
 
     def _look(self) -> lifecycle.Found:
-        return lifecycle.Found(not self._directory.exists(), self._chain(), self._withdrawn())
+        try:
+            new = not self._directory.exists()
+        except OSError:  # opening it will say what is wrong
+            new = False
+        return lifecycle.Found(new, self._chain(), self._withdrawn())
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = self._loop.create_task(work)
@@ -208,6 +228,10 @@ class Target:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self) -> None:
+        if self.disk.failure:
+            reason = f"its disk {self.disk.directory} fails: {self.disk.failure}"
+            self.handle(lifecycle.OpenFailed(Code.IO, reason))
+            return
         try:
             if self._store is not None:
                 store, self._store = self._store, None
@@ -354,7 +378,7 @@ class Target:
     def report(self) -> pb.TargetReport:
         """Return what the next heartbeat says of this target."""
         space, resync = self.space, self._resync
-        reason = self.life.reason
+        reason = self._defect or self.life.reason
         if reason and self.life.code in _TROUBLE:
             reason = f"{_TROUBLE[self.life.code]} ({reason})"
         if not reason and space.no_new_chunks:

@@ -1,7 +1,8 @@
 """A storage node as a process: ``storage_child.py NODE DIRECTORY MANAGER [TOML]``.
 
 Prints its address. TOML: further keys of its configuration. At SIGUSR1 its stores forget the chunk
-that the file DIRECTORY/forget names, until it is written again.
+that the file DIRECTORY/forget names, until it is written again; if it says "defect", the first
+target's lifecycle meets one.
 """
 
 import asyncio
@@ -19,7 +20,11 @@ from hillfire.types import ChunkId, Version
 
 
 def forget(server: StorageServer) -> None:
-    chunk = ChunkId(bytes.fromhex((server.config.directory / "forget").read_text()))
+    wanted = (server.config.directory / "forget").read_text()
+    if wanted == "defect":
+        next(iter(server.targets.values())).handle(cast(Any, "no event at all"))
+        return
+    chunk = ChunkId(bytes.fromhex(wanted))
     for target in server.targets.values():
         if target.shell is not None and target.shell.store.get(chunk) is not None:
             hide(target.shell, chunk)

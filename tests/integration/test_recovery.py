@@ -257,6 +257,45 @@ def test_a_disk_that_fails_takes_its_own_targets_offline_until_it_works(tmp_path
         client.close()
 
 
+def test_a_disk_that_is_not_mounted_is_not_filled_anew(tmp_path: Path) -> None:
+    unborn = Cluster(tmp_path, targets_per_node=2, storage=BASE)
+    disk = two_disks(unborn, tmp_path / "mounted")
+    with unborn as cluster:
+        cluster.wait()
+        client = Client(cluster)
+        for number in list(client.routing.chains):
+            client.number_of_chain = number
+            fill(client, 4)
+        cluster.kill(103)
+        cluster.wait(serving=2)
+        away = disk.rename(tmp_path / "elsewhere")
+        disk.mkdir()
+        cluster.start(103)
+        until(lambda: serves(cluster, 103, 1), lambda: log_of(cluster)[-3000:])
+        until(lambda: any("mounted?" in p for p in status(cluster)["problems"]))
+        assert not (disk / "targets").exists()
+        disk.rmdir()
+        away.rename(disk)
+        cluster.wait()
+        assert all(sync["sent_bytes"] == "0" for sync in syncs(cluster))
+        client.close()
+
+
+def test_a_defect_costs_one_target_not_the_node(tmp_path: Path) -> None:
+    with Cluster(tmp_path, targets_per_node=2, storage=BASE) as cluster:
+        cluster.wait()
+        (tmp_path / "103" / "forget").write_text("defect")
+        cluster.kill(103, number=signal.SIGUSR1)
+        until(lambda: serves(cluster, 103, 1), lambda: log_of(cluster)[-3000:])
+        assert any("a defect" in problem for problem in status(cluster)["problems"])
+        assert cluster.routing().nodes[103].alive  # type: ignore[index]
+        client = Client(cluster)
+        for number in list(client.routing.chains):
+            client.number_of_chain = number
+            fill(client, 4)
+        client.close()
+
+
 @pytest.fixture
 def frozen(tmp_path: Path) -> Iterator[Path]:
     """A file system that a test may freeze; it thaws by itself after a while."""
