@@ -109,7 +109,7 @@ def _watch(
 def _print(current: dict[str, Any]) -> None:
     from rich.console import Console
 
-    Console().print(_render(current))
+    Console().print(_render(current), crop=False)
 
 
 _COLOURS = {
@@ -141,7 +141,7 @@ def _render(current: dict[str, Any]) -> Any:
     nodes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("node", "state", "pid", "wire", "disk", "targets"):
         side: Any = "right" if column in ("pid", "disk") else "left"
-        nodes.add_column(column, justify=side, no_wrap=True)
+        nodes.add_column(column, justify=side, no_wrap=column not in ("state", "targets"))
     manager = current["manager"]
     nodes.add_row(
         "manager",
@@ -161,9 +161,6 @@ def _render(current: dict[str, Any]) -> Any:
             _disk(held),
             _counts([t["state"] for t in held]),
         )
-    if mount := current["mount"]:
-        state = _state(mount["process"] or "", mount["restarts"])
-        nodes.add_row("mount", state, _text(mount["pid"]), mount["directory"])
     chains = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("chain", "version", "targets, head first (target@node)"):
         chains.add_column(column)
@@ -182,7 +179,24 @@ def _render(current: dict[str, Any]) -> Any:
         if len(problems) > len(shown):
             shown.append(f"[yellow]! and {len(problems) - len(shown)} more[/yellow]")
         verdict = "\n".join(shown)
-    return Group(head, nodes, chains, *_syncs(current), *_checks(current), verdict)
+    return Group(
+        head, *_mount(current), nodes, chains, *_syncs(current), *_checks(current), verdict
+    )
+
+
+def _mount(current: dict[str, Any]) -> list[Any]:
+    """Return a line about the mount: its directory would leave a table no room."""
+    from rich.text import Text
+
+    mount = current["mount"]
+    if not mount:
+        return []
+    state = _state(mount["process"] or "", mount["restarts"])
+    pid = f", pid {mount['pid']}" if mount["pid"] else ""
+    line = Text.from_markup(f"mount {state}{pid}: ")
+    line.append(mount["directory"])
+    line.no_wrap, line.overflow = True, "ignore"
+    return [line]
 
 
 def _syncs(current: dict[str, Any]) -> list[str]:

@@ -1,0 +1,41 @@
+"""`hillfire status` for a person: nothing is cut off where there is no terminal."""
+
+import pytest
+
+from hillfire.cli import status
+from hillfire.cli.report import report
+from hillfire.cluster import Endpoint, Node, NodeKind, Routing
+from hillfire.meta.manager.decide import Wish, first_routing, with_chains, with_node
+from hillfire.types import NodeId
+
+MOUNT = "/home/somebody/.local/share/hillfire/quickstart/a/rather/long/place/to/mount/files/on"
+
+
+def cluster() -> Routing:
+    routing = first_routing("c" * 32)
+    for i in range(3):
+        here = Endpoint(f"127.0.0.1:{9705 + 2 * i}", f"127.0.0.1:{9704 + 2 * i}", "", "host")
+        node = Node(NodeId(101 + i), NodeKind.STORAGE, here, 1, True)
+        routing = with_node(routing, node) or routing
+    made = with_chains(routing, Wish(3, 4, 3))
+    assert made is not None
+    return made
+
+
+def test_eighty_columns_are_enough_wherever_it_is_mounted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["manager", "storage-101", "storage-102", "storage-103", "mount"]
+    services = [
+        {"name": name, "state": "running", "pid": 4_194_000 + i, "restarts": 12}
+        for i, name in enumerate(names)
+    ]
+    local = {"pid": 7, "mount": MOUNT, "services": services}
+    status._print(report("127.0.0.1:9700", cluster(), (1 << 45, 1 << 44), local))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    for i, name in enumerate(names):
+        line = next(line for line in text.splitlines() if line.strip().startswith(name))
+        assert str(4_194_000 + i) in line
+    assert text.count("12x") == len(names)
+    assert f": {MOUNT}\n" in text, "in one piece, to be copied"
