@@ -80,8 +80,13 @@ class System:
         path.unlink()
 
     def make_directory(self, directory: Path) -> None:
-        """Make a directory where there is none."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Make a directory where there is none, there after a loss of power too."""
+        if directory.is_dir():
+            return
+        if not directory.parent.is_dir():
+            self.make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        self.sync_directory(directory.parent)
 
     def names(self, directory: Path) -> list[str]:
         """List a directory."""
