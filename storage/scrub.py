@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from hillfire.cluster import Chain, PublicState, Routing
 from hillfire.config import StorageConfig
@@ -42,6 +43,8 @@ SETTLE_S = 1.0
 """Between the two looks at a difference; an update passes a chain in much less."""
 RETRY_S = 5.0
 """After a pass met an error, or while the target does not serve."""
+SAVE_S = 60.0
+"""How often the place of a slow walk is written down."""
 DEFECT_S = 600.0
 DAY_S = 86_400.0
 CALL_TIMEOUT_S = 5.0
@@ -98,7 +101,8 @@ class Walk:
             hurried = self._wanted
             if hurried or period_s:
                 try:
-                    await self._pass(hurried, began + period_s)
+                    if not await self._pass(hurried, began + period_s):
+                        continue
                     self.passes += 1
                     self.failure = ""
                     pause_s = began + period_s - time.monotonic()
@@ -123,10 +127,15 @@ class Walk:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
-    async def _pass(self, hurried: bool, until: float) -> None:
+    async def _pass(self, hurried: bool, until: float) -> bool:
+        """Make one pass; false if a hurried one is wanted instead."""
         self.bytes_done = self.bytes_total = self.chunks_done = 0
         await self._compare()
         after: ChunkId | None = None
+        if not hurried:
+            after, self.bytes_done, passed_s = await self._life()[0].threads.call(self._resume)
+            until -= passed_s
+        began_pass, saved = until - self._node.period_s, time.monotonic()
         while True:
             began = time.monotonic()
             shell, repairs = self._life()
@@ -137,13 +146,39 @@ class Walk:
             self.bytes_done += done.n_bytes
             after = done.last
             if after is None:
-                return
+                await shell.threads.call(lambda: self._place.unlink(missing_ok=True))
+                return True
             if not hurried:
                 now = time.monotonic()
+                if now - saved > SAVE_S:
+                    saved = now
+                    place = after
+                    await shell.threads.call(lambda: self._save(place, now - began_pass))  # noqa: B023
                 left = self.bytes_total - self.bytes_done
                 rest_s = self._node.pace.rest_s(done.n_bytes, now - began, left, until - now)
                 await self._sleep(rest_s)
-                hurried = self._wanted
+                if self._wanted:
+                    return False
+
+    @property
+    def _place(self) -> Path:
+        return self.target.disk.directory / "scrub" / str(self.target.id)
+
+    def _save(self, after: ChunkId, passed_s: float) -> None:
+        """In a thread: remember where the walk is, for when the node is started again."""
+        with contextlib.suppress(OSError):  # then it begins anew
+            self._place.parent.mkdir(exist_ok=True)
+            self._place.write_text(f"1 {after.hex()} {self.bytes_done} {passed_s:.0f}\n")
+
+    def _resume(self) -> tuple[ChunkId | None, int, float]:
+        """In a thread: return where an earlier process's walk was, its bytes, and its seconds."""
+        try:
+            version, after, done, passed_s = self._place.read_text().split()
+            if version == "1" and float(passed_s) < self._node.period_s:
+                return ChunkId(bytes.fromhex(after)), int(done), float(passed_s)
+        except (OSError, ValueError):
+            pass
+        return None, 0, 0.0
 
     def _life(self) -> tuple[TargetShell, Repairs]:
         shell, repairs = self.target.shell, self.target.repairs
