@@ -152,7 +152,8 @@ async def _flush_idle(operations: Operations) -> None:
 
 def options(config: MountConfig) -> set[str]:
     """Return the mount's options as libfuse takes them."""
-    chosen = {f"fsname={FSTYPE}@{config.address}", f"subtype={FSTYPE}"}
+    address = config.address.replace(",", "\\,")  # a comma ends an option
+    chosen = {f"fsname={FSTYPE}@{address}", f"subtype={FSTYPE}"}
     if config.allow_other:
         chosen.add("allow_other")
     return chosen
