@@ -30,7 +30,7 @@ _GET, _CREATE = method("Manager", "GetRouting"), method("Manager", "CreateChains
 
 
 class Cluster:
-    """Processes by name: ``manager``, ``meta``, and storage nodes ``101``, ``102``, ..."""
+    """Processes by name: ``manager``, ``standby``, ``meta``, and nodes ``101``, ``102``, ..."""
 
     def __init__(self, directory: Path, net: Network | None, nodes: int) -> None:
         """Take where data and logs go, and the network (None: all on this host's loopback)."""
@@ -40,7 +40,11 @@ class Cluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.options: dict[str, str] = {}
         """more lines of a service's configuration, by name"""
-        self.address = f"{self._host('manager').address}:{MANAGER_PORT}"
+        self.managers = ["manager", "standby"]
+        """over one directory: one of them leads"""
+        self.address = ",".join(
+            f"{self._host(name).address}:{MANAGER_PORT}" for name in self.managers
+        )
 
     # ------------------------------------------------------------------ processes
 
@@ -77,7 +81,8 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop everything cleanly, the manager first so that the chains stay as they are."""
-        order = ["manager", *(name for name in self.processes if name != "manager")]
+        others = [name for name in self.processes if name not in self.managers]
+        order = [*reversed(self.managers), *others]
         for name in order:
             process = self.processes.pop(name, None)
             if process is None:
@@ -98,13 +103,13 @@ class Cluster:
     def _host(self, name: str) -> Host:
         if self.net is not None:
             return self.net.hosts[name]
-        number = ["manager", "meta", *self.nodes].index(name) + 2
+        number = ["manager", "standby", "meta", *self.nodes].index(name) + 2
         return Host(name, number, f"127.213.{os.getpid() % 250}.{number}", None)
 
     def _spawn(self, name: str) -> int:
         """Start one process; return the pipe on which it says that it is ready."""
         host = self._host(name)
-        kind = name if name in ("manager", "meta") else "storage"
+        kind = "storage" if name in self.nodes else "manager" if name != "meta" else "meta"
         config = self.directory / f"{name}.toml"
         config.write_text(self._config(name, kind, host))
         read_fd, write_fd = os.pipe()
@@ -126,8 +131,9 @@ class Cluster:
 
     def _config(self, name: str, kind: str, host: Host) -> str:
         port = MANAGER_PORT if kind == "manager" else SERVICE_PORT
+        place = "manager" if kind == "manager" else name
         lines = [
-            f'directory = "{self.directory / name}"',
+            f'directory = "{self.directory / place}"',
             f'listen = "{host.address}:{port}"',
             f'grpc_listen = "{host.address}:{port + 1}"',
         ]
@@ -156,6 +162,15 @@ class Cluster:
         request = GetRoutingRequest(known_version=known, wait_ms=wait_ms)
         routing: Routing = routing_from_message(self._call(_GET, request))
         return routing
+
+    def leader(self) -> str:
+        """Return the manager that leads."""
+        endpoint = self.routing().manager
+        assert endpoint is not None, "routing names the manager that leads"
+        for name in self.managers:
+            if endpoint.tcp == f"{self._host(name).address}:{MANAGER_PORT}":
+                return name
+        raise AssertionError(f"nobody is at {endpoint}")
 
     def wait_serving(self, timeout_s: float) -> Routing:
         """Wait until all targets of every chain serve, on live nodes."""
@@ -233,7 +248,7 @@ def cluster(
 
     ``small_disks``: (node, bytes): the node's directory is a disk of that size.
     """
-    names = ["manager", "meta", *(str(FIRST_NODE + i) for i in range(nodes))]
+    names = ["manager", "standby", "meta", *(str(FIRST_NODE + i) for i in range(nodes))]
     with contextlib.ExitStack() as stack:
         net = None if unavailable() else stack.enter_context(network(names))
         made = Cluster(directory, net, nodes)
@@ -245,7 +260,7 @@ def cluster(
                 net.hosts[name].run(*line, str(directory / name))
         try:
             made.start("manager")
-            made.start("meta", *made.nodes)
+            made.start("standby", "meta", *made.nodes)
             made.create_chains(replicas, targets_per_node)
             made.wait_serving(START_TIMEOUT_S)
             yield made

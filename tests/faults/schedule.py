@@ -39,6 +39,10 @@ class World:
         """Choose a storage node."""
         return self.random.choice(self.cluster.nodes)
 
+    def a_manager(self) -> str:
+        """Choose the manager that leads, or the one that stands by."""
+        return self.random.choice(self.cluster.managers)
+
     def serve_again(self) -> None:
         """Wait until everything serves; nothing may have ended unasked."""
         self.cluster.wait_serving(RETURN_TIMEOUT_S)
@@ -113,9 +117,17 @@ def kill_all_but_one(world: World) -> None:
 
 
 def kill_manager(world: World) -> None:
-    """The manager dies and is started again."""
-    world.cluster.kill("manager")
-    world.cluster.start("manager")
+    """A manager dies, the leader or its standby, and is started again as a standby."""
+    name = world.a_manager()
+    world.cluster.kill(name)
+    world.cluster.start(name)
+    world.serve_again()
+
+
+def kill_managers(world: World) -> None:
+    """Both managers die and are started again."""
+    world.cluster.kill(*world.cluster.managers)
+    world.cluster.start(*world.cluster.managers)
     world.serve_again()
 
 
@@ -127,15 +139,24 @@ def kill_meta(world: World) -> None:
 
 
 def kill_manager_and_node(world: World) -> None:
-    """Manager and node die together; the manager is started again at once."""
+    """The leader and a node die together; the standby takes over."""
+    node, name = world.a_node(), world.cluster.leader()
+    world.cluster.kill(name, node)
+    world.resumed("writes resume after the leading manager and a node died")
+    world.cluster.start(name, node)
+    world.serve_again()
+
+
+def kill_managers_and_node(world: World) -> None:
+    """Every manager and a node die together; a manager is started again at once."""
     node = world.a_node()
-    world.cluster.kill("manager", node)
+    what = "writes resume after all managers and a node died"
+    world.cluster.kill(*world.cluster.managers, node)
     began = time.monotonic()
     world.cluster.start("manager")
-    world.resumed("writes resume after manager and node died")
-    took = time.monotonic() - began
-    world.figures["writes resume after manager and node died"][-1] = took
-    world.cluster.start(node)
+    world.resumed(what)
+    world.figures[what][-1] = time.monotonic() - began
+    world.cluster.start("standby", node)
     world.serve_again()
 
 
@@ -158,10 +179,11 @@ def pause_node_briefly(world: World) -> None:
 
 
 def pause_manager(world: World) -> None:
-    """The manager stands still for longer than every lease."""
-    world.cluster.pause("manager")
+    """A manager stands still for longer than every lease: if it led, another leads by then."""
+    name = world.a_manager()
+    world.cluster.pause(name)
     time.sleep(LEASE_S * 1.3)
-    world.cluster.resume("manager")
+    world.cluster.resume(name)
     world.serve_again()
 
 
@@ -194,9 +216,12 @@ def partition_between_nodes(world: World) -> None:
 
 
 def partition_manager(world: World) -> None:
-    """Nobody reaches the manager for longer than the lease."""
+    """Nobody reaches a manager for longer than the lease; the one that leads is not replaced.
+
+    It still reaches the disk by which a leader is known, so its nodes stop until it is heard again.
+    """
     assert world.cluster.net is not None
-    _cut(world, world.cluster.net.around("manager"), 2.2, 3.5)
+    _cut(world, world.cluster.net.around(world.a_manager()), 2.2, 3.5)
 
 
 def partition_clients(world: World) -> None:
@@ -251,8 +276,9 @@ def kill_manager_while_returning(world: World) -> None:
     world.resumed("writes resume after a kill")
     world.cluster.start(node)
     time.sleep(world.random.uniform(0.0, 0.4))
-    world.cluster.kill("manager")
-    world.cluster.start("manager")
+    name = world.cluster.leader()
+    world.cluster.kill(name)
+    world.cluster.start(name)
     world.serve_again()
 
 
@@ -267,12 +293,12 @@ def flap(world: World) -> None:
 
 
 def kill_behind_paused_manager(world: World) -> None:
-    """A node dies while the manager stands still, which then wakes to stale leases."""
-    node = world.a_node()
-    world.cluster.pause("manager")
+    """A node dies while the leader stands still, which wakes to stale leases, or replaced."""
+    node, name = world.a_node(), world.cluster.leader()
+    world.cluster.pause(name)
     world.cluster.kill(node)
     time.sleep(LEASE_S * world.random.uniform(0.3, 1.4))
-    world.cluster.resume("manager")
+    world.cluster.resume(name)
     world.resumed("writes resume after a kill behind a paused manager")
     world.cluster.start(node)
     world.serve_again()
@@ -297,8 +323,10 @@ PROCESS_FAULTS: tuple[Fault, ...] = (
     kill_all_replicas,
     kill_all_but_one,
     kill_manager,
+    kill_managers,
     kill_meta,
     kill_manager_and_node,
+    kill_managers_and_node,
     pause_node,
     pause_node_briefly,
     pause_manager,

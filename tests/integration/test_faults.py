@@ -72,5 +72,5 @@ def test_every_kind_of_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with capsys.disabled():
         world = run(tmp_path, SEED, once_each, name="short")
     kills = world.figures["writes resume after a kill"]
-    both = world.figures["writes resume after manager and node died"]
+    both = world.figures["writes resume after the leading manager and a node died"]
     assert max(kills) < 10 and max(both) < 15, "far from the goals of 3 and 6 s"
