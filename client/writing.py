@@ -253,7 +253,9 @@ def sync(
         pause, todo = 0.0, sorted(failed)
         for chain, error in failed.items():
             history = histories.setdefault(chain, History())
-            verdict = after_call(history, error.code, str(error), core.clock(), deadline)
+            # A target whose disk fails leaves the chain: then the others are asked.
+            code = Code.NOT_SERVING if error.code is Code.IO else error.code
+            verdict = after_call(history, code, str(error), core.clock(), deadline)
             if not verdict.again:
                 raise error
             pause = max(pause, verdict.delay_s)
