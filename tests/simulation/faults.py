@@ -5,6 +5,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from hillfire.cluster import PublicState
 from hillfire.meta.manager.events import Command as AnyCommand
 from hillfire.meta.manager.events import CommandKind as Kind
 from tests.simulation.process import Process
@@ -58,14 +59,15 @@ class Faults:
         world.weather.clear()
         for sender, receiver in list(world.network.blocked):
             world.network.unblock(sender, receiver)
+        for node in world.storage():
+            node.disk.slow = node.disk.broken = node.dark = False
+            node.disk.fill(0.0)
         for process in world.processes():
             process.doom = 0
             if process.alive:
                 process.resume()
             else:
                 process.start()
-        for node in world.storage():
-            node.disk.slow = False
         world.directory.full = False
         world.operator.undo()
 
@@ -82,7 +84,8 @@ class Faults:
 
     def _back(self, process: Process, seconds: float) -> None:
         def start() -> None:
-            if self.on and not process.alive:
+            dark = isinstance(process, StorageNode) and process.dark
+            if self.on and not process.alive and not dark:
                 process.start()
 
         self.world.scheduler.later(seconds, start)
@@ -293,6 +296,84 @@ class Faults:
         self._block(pairs, self._away_s())
         return True
 
+    def power(self) -> bool:
+        """A host loses its power, and with it what its disk was not told to keep.
+
+        What was acknowledged is in the memory of every serving replica, so a host that comes back
+        must not find its targets serving: it stays away until the manager has taken them out,
+        unless each write waits for the disks (``durable``).
+        """
+        node = self._node()
+        if node is None or node.dark:
+            return False
+        node.dark = True
+        node.kill("loses its power")
+        self._come_back(node)
+        return True
+
+    def _come_back(self, node: StorageNode) -> None:
+        away_s = self._away_s() + 0.01
+
+        def again() -> None:
+            if not self.plan.durable and self.on and self._counts(node):
+                self._come_back(node)
+                return
+            node.dark = False
+            if self.plan.durable or not self._counts(node):
+                node.disk.lose_power()
+                self.world.coverage.count("disks that lost power")
+                self.world.story.tell(node.name, "what was not synced is lost, in part")
+            if self.on:
+                node.start()
+
+        self.world.scheduler.later(away_s, again)
+
+    def _counts(self, node: StorageNode) -> bool:
+        """Whether a target of a node may serve again as it is."""
+        routing = self.world.directory.routing
+        return any(
+            target.node == node.node
+            and target.state in (PublicState.SERVING, PublicState.LAST_SERVING)
+            for target in routing.targets.values()
+        )
+
+    def flip(self) -> bool:
+        """A bit of a disk changes; sometimes a scrubber comes along soon."""
+        node = self._random.choice(self.world.storage())
+        if not node.disk.flip():
+            return False
+        self.world.story.tell(node.name, "a bit of its disk flips")
+        if self._random.random() < 0.5:
+            self.world.scheduler.later(self._away_s(), lambda: self._scrub(node))
+        return True
+
+    def _scrub(self, node: StorageNode) -> None:
+        if node.alive:
+            node.bound(node.scrub)()
+
+    def full_disk(self) -> bool:
+        node = self._random.choice(self.world.storage())
+        if node.disk.full:
+            return False
+        node.disk.fill(self._random.choice((0.975, 0.985, 0.995, 1.0)))
+        self.world.story.tell(node.name, "its disk is full")
+        self.world.scheduler.later(self._away_s(), lambda: node.disk.fill(0.0))
+        return True
+
+    def broken_disk(self) -> bool:
+        """A disk refuses writes for a while."""
+        node = self._random.choice(self.world.storage())
+        if node.disk.broken:
+            return False
+        node.disk.broken = True
+        self.world.story.tell(node.name, "its disk fails")
+
+        def end() -> None:
+            node.disk.broken = False
+
+        self.world.scheduler.later(self._away_s(), end)
+        return True
+
     def slow_disk(self) -> bool:
         node = self._random.choice(self.world.storage())
         if node.disk.slow:
@@ -327,4 +408,8 @@ _KINDS: dict[str, Callable[[Faults], bool]] = {
     "client-crash": Faults.client_crash,
     "client-cut": Faults.client_cut,
     "slow-disk": Faults.slow_disk,
+    "power": Faults.power,
+    "flip": Faults.flip,
+    "full-disk": Faults.full_disk,
+    "broken-disk": Faults.broken_disk,
 }

@@ -323,6 +323,22 @@ class Home:
             number = self.request(1, done)
             self.handle(events.RepairArrived(number, self.replica.version, [chunk]))
 
+    def scrub(self) -> None:
+        """Verify every chunk, in a thread."""
+        replica, store = self.replica, self.store
+        if replica is None or store is None:
+            return
+
+        def done(result: Any) -> None:
+            if isinstance(result, Error):
+                self.tell(f"scrub failed: {result.strerror}")
+                return
+            for chunk in result.damaged:
+                self.world.coverage.count("damaged chunks scrubbed")
+                self.read_failed(chunk, Error(Code.CORRUPT, "found by the scrubber"))
+
+        self.work(lambda: store.scrub(None, 1 << 40), done, inline=False)
+
     # ------------------------------------------------------------------ questions
 
     def serves(self) -> bool:

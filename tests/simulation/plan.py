@@ -15,6 +15,9 @@ FAULTS = (
 )  # fmt: skip
 """Kinds, in faults.py; a seed takes some of them."""
 
+DISK_FAULTS = ("power", "flip", "full-disk", "broken-disk")
+"""Of worlds whose stores lie on disks."""
+
 OPERATIONS = {
     "write": 8, "batch": 3, "append": 2, "read": 8, "reads": 3, "relaxed": 1, "truncate": 1,
     "clone": 1, "sync": 1,
@@ -53,7 +56,12 @@ class Plan:
         self.delay_s = rng.choice((0.0002, 0.0005, 0.005))
         self.attested = rng.choice((0.0, 0.5, 1.0))
         """how often a supervisor sees a process end"""
-        kinds = rng.sample(FAULTS, rng.randint(2, 6))
+        self.engine = rng.random() < 0.6
+        """production's chunk store, and not the memory store"""
+        self.durable = self.engine and rng.random() < 0.2
+        self.segment_bytes = rng.choice((16, 64, 512)) * 1024
+        known = FAULTS + (DISK_FAULTS if self.engine else ()) + DISK_FAULTS * self.durable
+        kinds = rng.sample(sorted(set(known)), rng.randint(2, 6))
         self.mix = {kind: rng.choice((1, 1, 3)) for kind in kinds}
         self.fault_every_s = duration_s / rng.choice((8, 15, 30))
         self.loss = rng.choice((0.0, 0.0, 0.0, 0.005, 0.02))
@@ -69,6 +77,11 @@ class Plan:
         """Choose what a worker does next."""
         return rng.choices(self._kinds, self._weights)[0]
 
+    def _store(self) -> str:
+        if not self.engine:
+            return "stores in memory"
+        return f"{'durable ' if self.durable else ''}stores on disks"
+
     def __str__(self) -> str:
         """Say what matters."""
         mix = " ".join(f"{kind}:{weight}" for kind, weight in self.mix.items())
@@ -78,5 +91,5 @@ class Plan:
             f"{self.clients} clients with {self.workers} workers, "
             f"{self.operations} operations; lease {self.lease_ms} ms, drift {self.drift:.0%}, "
             f"loss {self.loss:.1%}, twice {self.twice:.0%}, damaged {self.damage:.0%}, late "
-            f"{self.late:.0%}; a fault each {self.fault_every_s:.1f} s of {mix}"
+            f"{self.late:.0%}, {self._store()}; a fault each {self.fault_every_s:.1f} s of {mix}"
         )

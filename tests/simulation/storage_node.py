@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EMPTY = memoryview(b"")
 INLINE_READ_BYTES = 1024 * 1024
+PROBE_S = 0.5
 
 
 class StorageNode(Member):
@@ -39,14 +40,29 @@ class StorageNode(Member):
         super().__init__(world, node, NodeKind.STORAGE, rack)
         self.disk = Disk(world, self.name)
         self.homes: dict[ChainId, Home] = {}
+        self.dark = False
+        """whether its host has no power"""
 
     def boot(self) -> None:
         self.homes = {}
         super().boot()
+        self._probe()
+
+    def _probe(self) -> None:
+        """Look whether the disk works, as ``storage/probe.py`` does."""
+        if self.disk.good:
+            for home in list(self.homes.values()):
+                if home.life.code in (Code.IO, Code.NO_SPACE):
+                    home.advance(lifecycle.Healed())
+        self.after(PROBE_S, self._probe)
+
+    def scrub(self) -> None:
+        """Verify every chunk as it lies on the disk, and have the damaged ones repaired."""
+        for home in self.homes.values():
+            home.scrub()
 
     def dead(self) -> None:
         self.homes = {}
-        self.disk.closed()
 
     def take(self, routing: Routing) -> None:
         for node in routing.nodes.values():

@@ -112,6 +112,10 @@ class World:
         self.scheduler.run(FAULTS_S, self._worked)
         self.faults.heal()
         self._until("every chain serves again", HEAL_S, self._healed)
+        for node in self.storage():
+            node.bound(node.scrub)()
+        self.scheduler.run(1.0)
+        self._until("repairs end", HEAL_S, lambda: self._idle() and self.checks.whole())
         reads = len(self.storage())
         for _ in range(reads):
             self._read_all()
