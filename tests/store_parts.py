@@ -351,7 +351,10 @@ class _Blocks:
 
     def disk(self) -> Disk:
         disk = self._disk
-        return Disk(disk.capacity_bytes, disk.available_bytes(), disk.block_bytes())
+        return Disk(disk.capacity_bytes, disk.available_bytes())
+
+    def taken_bytes(self) -> int:
+        return self._disk.block_bytes()
 
     def reserve(self, n_bytes: int) -> bool:
         return self._disk.reserve(n_bytes)

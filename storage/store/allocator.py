@@ -59,6 +59,8 @@ class Allocator:
         """how many users a block has beside the first"""
         self._maps: dict[int, BlockMap] = {}
         self.allocations = 0
+        self.tight = False
+        """whether free bytes are worth more to the disk than to this store"""
         for name, size in files.sizes().items():
             blocks = self._maps[name] = BlockMap()
             blocks.grow(size >> name)
@@ -111,7 +113,9 @@ class Allocator:
         """Take a hole's bytes from the disk again."""
         try:
             if not self.has_room(block.n_bytes):
-                raise Error(Code.NO_SPACE, "the disk is full; deleting makes room")
+                self._punch_free(block.n_bytes)
+                if not self.has_room(block.n_bytes):
+                    raise Error(Code.NO_SPACE, "the disk is full; deleting makes room")
             self.files.fill(block.size_class, block.offset, block.n_bytes)
         except Error:
             blocks.release(block.number)
@@ -151,7 +155,8 @@ class Allocator:
                     del self._shared[block]
                 else:
                     self._shared[block] = others - 1
-            excess = self._solid() if self._tight() else self._solid() - self._worth_keeping()
+            self.tight = self._is_tight(*self.files.disk())
+            excess = self._solid() - (0 if self.tight else self._worth_keeping())
             if excess > 0:
                 self._punch_free(excess)
 
@@ -193,10 +198,9 @@ class Allocator:
 
     # ------------------------------------------------------------------ the disk
 
-    def _tight(self) -> bool:
-        disk = self.files.disk()
-        left = disk.available_bytes - self._limits.kept_bytes(disk.total_bytes)
-        return left < max(GROW_BYTES, disk.total_bytes // TIGHT_PART)
+    def _is_tight(self, total: int, available: int) -> bool:
+        left = available - self._limits.kept_bytes(total)
+        return left < max(GROW_BYTES, total // TIGHT_PART)
 
     def has_room(self, n_bytes: int) -> bool:
         """Tell whether the disk has ``n_bytes`` beyond what must be left."""
@@ -205,12 +209,14 @@ class Allocator:
 
     def nearly_full(self) -> bool:
         """Tell whether so little is left that only what frees space may still be recorded."""
-        total, available, _ = self.files.disk()
+        total, available = self.files.disk()
+        self.tight = self._is_tight(total, available)
         return available < self._limits.last_bytes(total)
 
     def space(self) -> Space:
         """Tell how full the disk is; free blocks do not count as used."""
-        total, available, taken = self.files.disk()
+        total, available = self.files.disk()
+        taken = self.files.taken_bytes()
         with self._lock:
             used = sum(blocks.capacity - blocks.free << name for name, blocks in self._maps.items())
         kept = max(0, taken - used)

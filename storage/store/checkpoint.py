@@ -97,7 +97,7 @@ class Checkpointer:
 
     def _apply(self, records: Iterable[Record]) -> None:
         """Write the pages that only the log has into their blocks, neighbours in one go."""
-        pages: dict[tuple[int, int], memoryview] = {}
+        pages: dict[tuple[int, int], bytes] = {}
         for record in records:
             block = record.block
             for overlay in (record.under, record.overlay):
@@ -107,7 +107,7 @@ class Checkpointer:
                 for page, data in list(overlay.items()):
                     if page << PAGE_SHIFT < record.meta.length:
                         pages[block.size_class, first + page] = data
-        run: list[memoryview] = []
+        run: list[bytes] = []
         start = (0, 0)
         for place in sorted(pages):
             joins = run and place == (start[0], start[1] + len(run)) and len(run) < RUN_PAGES
@@ -117,10 +117,10 @@ class Checkpointer:
             run.append(pages[place])
         self._write_run(start, run)
 
-    def _write_run(self, start: tuple[int, int], run: list[memoryview]) -> None:
+    def _write_run(self, start: tuple[int, int], run: list[bytes]) -> None:
         if run:
-            data = run[0] if len(run) == 1 else memoryview(b"".join(run))
-            self._blocks.write_at(start[0], start[1] << PAGE_SHIFT, data)
+            data = run[0] if len(run) == 1 else b"".join(run)
+            self._blocks.write_at(start[0], start[1] << PAGE_SHIFT, memoryview(data))
 
     def _finish(self, sealed: Sealed) -> None:
         """Write the last portion, which makes the segment a thing of the past."""

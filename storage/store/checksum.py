@@ -114,15 +114,15 @@ def combine_pages(crcs: Sequence[int], n_bytes: int) -> int:
     return combine(value, crcs[-1], short) if short else value
 
 
-@cache
-def _pages_tables(count: int) -> Tables:
-    """Return the tables that shift a CRC over ``count`` pages."""
-    return _tables([shift(1 << bit, count << PAGE_SHIFT) for bit in range(32)])
+_PAGES_TABLES = [
+    _tables([shift(1 << bit, count << PAGE_SHIFT) for bit in range(32)])
+    for count in range(GRAIN_BYTES // PAGE_BYTES)
+]
 
 
 def shift_pages(crc: int, count: int) -> int:
-    """Return what ``crc`` contributes once ``count`` pages have followed, up to a grain of them."""
-    t0, t1, t2, t3 = _pages_tables(count)
+    """Return what ``crc`` contributes once ``count`` pages have followed, fewer than a grain's."""
+    t0, t1, t2, t3 = _PAGES_TABLES[count]
     return t0[crc & 255] ^ t1[crc >> 8 & 255] ^ t2[crc >> 16 & 255] ^ t3[crc >> 24]
 
 

@@ -21,6 +21,14 @@ SHRINK_CLASSES = 2
 """A truncated chunk moves to a smaller block once that is this many classes smaller."""
 
 
+MAX_BYTES = 1 << MAX_CLASS
+"""No chunk is larger than the largest block."""
+
+_WRITE, _TRUNCATE, _REMOVE = int(Kind.WRITE), int(Kind.TRUNCATE), int(Kind.REMOVE)
+_REPLACE, _LOST = int(Kind.REPLACE), int(Kind.LOST)
+_PATCH, _COPY = Placement.PATCH, Placement.COPY
+
+
 class Choice(NamedTuple):
     """A placement, and the chunk's length afterwards."""
 
@@ -47,21 +55,21 @@ def choose(
         Error: TOO_LARGE beyond the chunk size, INVALID for an unknown kind.
     """
     kind = update.kind
-    if kind == Kind.REMOVE:
-        return Choice(Placement.NONE, 0)
-    if kind == Kind.LOST:
-        return Choice(Placement.NONE, update.length)
-    if kind == Kind.WRITE:
+    if kind == _WRITE:
         end = update.offset + update.length
-    elif kind in (Kind.REPLACE, Kind.TRUNCATE):
+    elif kind == _REMOVE:
+        return Choice(Placement.NONE, 0)
+    elif kind == _LOST:
+        return Choice(Placement.NONE, update.length)
+    elif kind in (_REPLACE, _TRUNCATE):
         end = update.length
     else:
         raise Error(Code.INVALID, f"there is no kind {kind} of update")
-    if end > min(update.chunk_bytes, 1 << MAX_CLASS):
+    if end > update.chunk_bytes or end > MAX_BYTES:
         raise Error(Code.TOO_LARGE, f"byte {end} is beyond the chunk size {update.chunk_bytes}")
-    if kind == Kind.REPLACE:
+    if kind == _REPLACE:
         return Choice(Placement.COPY if end else Placement.NONE, end)
-    if kind == Kind.TRUNCATE:
+    if kind == _TRUNCATE:
         if end < length and block is not None:
             moves = end and size_class(end) + SHRINK_CLASSES <= block.size_class
             return Choice(Placement.COPY if moves else Placement.NONE, end)
@@ -77,8 +85,9 @@ def choose(
         in_place = fits and not fixed and _free_beyond(pending, update)
         return Choice(Placement.APPEND if in_place else Placement.COPY, end)
     whole = start == 0 and update.length >= length
-    small = update.length < max(PATCH_BYTES, length // PATCH_SHARE)
-    return Choice(Placement.PATCH if fits and small and not whole else Placement.COPY, end)
+    n_bytes = update.length
+    small = n_bytes < PATCH_BYTES or n_bytes < length // PATCH_SHARE
+    return Choice(_PATCH if fits and small and not whole else _COPY, end)
 
 
 def _free_beyond(pending: PendingRecord | None, update: Update) -> bool:

@@ -281,7 +281,7 @@ class EngineStore(ChunkStore):
         answers: list[Image | Exception] = []
         fresh: list[tuple[ChunkId, PendingRecord]] = []
         entries: list[bytes] = []
-        images: list[memoryview] = []
+        images: list[bytes] = []
         get, pendings, place = self._catalog.get, self._pending, self._placer.place
         shrunk = self._catalog.shrunk
         full = self._blocks.nearly_full()
@@ -453,6 +453,7 @@ class EngineStore(ChunkStore):
             self._journal.position >= options.segment_bytes * times
             or len(catalog.fresh) >= options.segment_records * times
             or catalog.freed_bytes >= options.segment_freed_bytes * times
+            or (times == 1 and self._blocks.tight and catalog.freed_bytes > 0)
         )
 
     def _keep_up(self) -> None:
@@ -491,9 +492,10 @@ class EngineStore(ChunkStore):
 
     def _tidy(self) -> bool:
         blocks = self._catalog.reusable()
-        self._blocks.release(blocks)
-        if self._allocations == self._blocks.allocations:
-            return self._blocks.trim(KEEP_IDLE_BYTES) or bool(blocks)
+        self._blocks.release(blocks)  # which also looks how tight it is
+        if self._blocks.tight or self._allocations == self._blocks.allocations:
+            keep = 0 if self._blocks.tight else KEEP_IDLE_BYTES
+            return self._blocks.trim(keep) or bool(blocks)
         self._allocations = self._blocks.allocations
         return True
 

@@ -186,8 +186,11 @@ class DiskBlocks:
 
     def disk(self) -> Disk:
         """See ``BlockFiles.disk``."""
-        total, available = self._system.space(self._directory)
-        return Disk(total, available, sum(map(self._system.allocated, self._fds.values())))
+        return Disk(*self._system.space(self._directory))
+
+    def taken_bytes(self) -> int:
+        """See ``BlockFiles.taken_bytes``."""
+        return sum(map(self._system.allocated, self._fds.values()))
 
     def reserve(self, n_bytes: int) -> bool:
         """See ``BlockFiles.reserve``."""

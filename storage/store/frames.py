@@ -124,7 +124,7 @@ class Prepare(NamedTuple):
             self.first,
             self.n_changed,
             self.image_offset,
-            self.image,
+            bytes(self.image),
         )
 
 
@@ -159,7 +159,7 @@ Entry = Prepare | Commit | Discard | Forget | Learn
 
 def pack_prepare(
     chunk: ChunkId, record: PendingRecord, *, everything: bool = False
-) -> tuple[bytes, memoryview]:
+) -> tuple[bytes, bytes]:
     """Return the entry of an update that became pending, and its image.
 
     ``everything``: with the checksums of the whole chunk, so that it stands by itself.

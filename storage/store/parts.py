@@ -63,8 +63,6 @@ class Disk(NamedTuple):
     total_bytes: int
     available_bytes: int
     """what files may still take"""
-    block_bytes: int
-    """what the block files of this store take now"""
 
 
 class BlockFiles(Protocol):
@@ -132,6 +130,9 @@ class BlockFiles(Protocol):
 
     def disk(self) -> Disk:
         """Tell how full the disk is."""
+
+    def taken_bytes(self) -> int:
+        """Return how much of the disk the block files of this store take."""
 
     def reserve(self, n_bytes: int) -> bool:
         """Keep a file of so many bytes that can be given up; True if the disk had them.

@@ -29,7 +29,9 @@ from hillfire.types import ChunkId, Version
 
 _ZEROS = memoryview(bytes(1024 * 1024))
 _NOTHING = memoryview(b"")
-_WITH_PAYLOAD = (Kind.WRITE, Kind.REPLACE)
+_WRITE, _CLONE, _LOST = int(Kind.WRITE), int(Kind.CLONE), int(Kind.LOST)
+_REPLACE, _TRUNCATE = int(Kind.REPLACE), int(Kind.TRUNCATE)
+_WITH_PAYLOAD = (_WRITE, _REPLACE)
 
 GROWTH = 4
 """A chunk that outgrows its block by an append moves to one so many times as large."""
@@ -68,7 +70,7 @@ class Placer:
             Error: CHECKSUM, TOO_LARGE, CORRUPT, NOT_FOUND, CONFLICT, NO_SPACE, INVALID, IO.
         """
         kind = update.kind
-        if kind == Kind.CLONE:
+        if kind == _CLONE:
             return self._clone(update)
         length, block, old = 0, None, none()
         if record is not None:
@@ -91,13 +93,13 @@ class Placer:
             count = len(sums.grains) - first
         else:
             self._check(update, payload)
-            block = block if after and kind != Kind.LOST else None
+            block = block if after and kind != _LOST else None
             sums = self._cut(record, after) if block is not None else none()
             first, count = 0, 0
             if block is not None and after != length:
                 first = after >> GRAIN_SHIFT
                 count = len(sums.grains) - first
-        checksum = update.checksum if kind == Kind.LOST else digest(sums.grains)
+        checksum = update.checksum if kind == _LOST else digest(sums.grains)
         pending = self._describe(update, after, checksum, len(payload))
         return PendingRecord(pending, placement, block, sums, first, count)
 
@@ -107,9 +109,9 @@ class Placer:
 
         A chunk that lost its bytes takes only what does not build upon them.
         """
-        whole_anew = update.kind == Kind.WRITE and not update.offset and update.length >= length
-        cut = update.kind == Kind.TRUNCATE and not update.length
-        if not length or whole_anew or cut or update.kind not in (Kind.WRITE, Kind.TRUNCATE):
+        whole_anew = update.kind == _WRITE and not update.offset and update.length >= length
+        cut = update.kind == _TRUNCATE and not update.length
+        if not length or whole_anew or cut or update.kind not in (_WRITE, _TRUNCATE):
             return 0
         raise Error(Code.CORRUPT, "the chunk has lost its bytes; write it whole again")
 
@@ -123,7 +125,7 @@ class Placer:
             update.tag,
             update.epoch,
             kind,
-            update.offset if kind == Kind.WRITE else 0,
+            update.offset if kind == _WRITE else 0,
             n_bytes,
             update.checksum if n_bytes or kind in _WITH_PAYLOAD else 0,
         )
@@ -190,18 +192,19 @@ class Placer:
         if not sums.knows(first, last_old):
             self._learn(record, first, last_old)
         if start == offset and stop == end:
-            image = memoryview(bytes(payload))
-            pages = [update.checksum] if first_page == last_page else page_sums(image)
+            image = bytes(payload)
+            one = first_page == last_page
+            pages = [update.checksum] if one else page_sums(memoryview(image))
         else:
-            data = bytearray(stop - start)
-            image = memoryview(data)
+            view = memoryview(bytearray(stop - start))
             for page in {first_page, last_page}:
                 at = page << PAGE_SHIFT
                 kept = min(at + PAGE_BYTES, length) - at
                 if kept > 0:
-                    self._old(record, at, image[at - start :][:kept])
-            image[offset - start : end - start] = payload
-            pages = page_sums(image)
+                    self._old(record, at, view[at - start :][:kept])
+            view[offset - start : end - start] = payload
+            pages = page_sums(view)
+            image = bytes(view)
         sums = sums.patched(length, after, first_page, pages)
         pending = self._describe(update, after, digest(sums.grains), n_bytes)
         return PendingRecord(
@@ -220,9 +223,9 @@ class Placer:
         self, update: Update, record: Record | None, payload: memoryview, after: int
     ) -> tuple[Block, Sums]:
         """Write the chunk as it will be into a block of its own."""
-        start = update.offset if update.kind == Kind.WRITE else 0
+        start = update.offset if update.kind == _WRITE else 0
         kept = 0
-        if record is not None and record.block is not None and update.kind != Kind.REPLACE:
+        if record is not None and record.block is not None and update.kind != _REPLACE:
             kept = record.meta.length
         if payload and start == 0 and len(payload) == after:
             sums, checksum = whole(payload)

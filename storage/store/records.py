@@ -31,7 +31,7 @@ _COMMITTED = Struct("<BBBIQIIQIQIIQ")
 _TAG = Struct("<BQ16sQ")
 _CHANNEL = Struct(">cQI")
 
-Overlay = dict[int, memoryview]
+Overlay = dict[int, bytes]
 """Pages of a chunk by number, as the log has them and its block does not yet."""
 Channel = tuple[int, int]
 LatestTag = tuple[Tag, ChunkId, Version]
@@ -81,7 +81,7 @@ class PendingRecord(NamedTuple):
     """the grains that are not as they were before: ``n_changed`` from ``first`` on"""
     n_changed: int
     image_offset: int = 0
-    image: memoryview = memoryview(b"")
+    image: bytes = b""
     """PATCH: the pages that hold the payload, as they will be"""
 
 

@@ -57,7 +57,6 @@ class Sums:
         """``fine``: the pages' checksums, and which grains' pages are known."""
         self.grains = grains
         self.fine = fine
-        assert fine is None or len(fine[1]) == len(grains), "two grains, one length"
 
     def __repr__(self) -> str:
         """Tell how much is known."""
@@ -135,7 +134,10 @@ class Sums:
         """
         assert self.fine is not None, "pages are learnt before they are patched"
         old, known = self.fine
-        pages, grains, known = old[:], self.grains[:], known[:]
+        pages, grains = old[:], self.grains[:]
+        if len(fresh) == 1 and after == length:
+            return self._one_page(pages, grains, after, first_page, fresh[0])
+        known = known[:]
         last = first_page + len(fresh) - 1
         if after > length:
             pages.extend(_zeros(n_pages(after) - len(pages)))
@@ -143,20 +145,27 @@ class Sums:
             grains.extend(_zeros(grown))
             known.extend(b"\1" * grown)
         pages[first_page : last + 1] = array("I", fresh)
-        if len(fresh) == 1 and (after == length or last + 1 << PAGE_SHIFT <= length):
-            grain = last >> _GRAIN_PAGES_SHIFT
-            behind = min(grain + 1 << GRAIN_SHIFT, after) - (last + 1 << PAGE_SHIFT)
-            change = old[last] ^ fresh[0]
-            if behind > 0:
-                whole = behind & PAGE_BYTES - 1 == 0
-                change = shift_pages(change, behind >> 12) if whole else shift(change, behind)
-            grains[grain] ^= change
-            return Sums(grains, (pages, known))
         for grain in range(first_page >> _GRAIN_PAGES_SHIFT, (last >> _GRAIN_PAGES_SHIFT) + 1):
             start = grain << _GRAIN_PAGES_SHIFT
             n_bytes = min(grain + 1 << GRAIN_SHIFT, after) - (grain << GRAIN_SHIFT)
             grains[grain] = combine_pages(pages[start : start + GRAIN_PAGES], n_bytes)
         return Sums(grains, (pages, known))
+
+    def _one_page(
+        self, pages: "array[int]", grains: "array[int]", length: int, page: int, crc: int
+    ) -> "Sums":
+        """Replace a page where all others stay: by arithmetic alone."""
+        assert self.fine is not None, "pages are learnt before they are patched"
+        grain = page >> _GRAIN_PAGES_SHIFT
+        end, stop = page + 1 << PAGE_SHIFT, grain + 1 << GRAIN_SHIFT
+        behind = (stop if stop < length else length) - end
+        change = pages[page] ^ crc
+        if behind > 0:
+            whole = behind & PAGE_BYTES - 1 == 0
+            change = shift_pages(change, behind >> PAGE_SHIFT) if whole else shift(change, behind)
+        grains[grain] ^= change
+        pages[page] = crc
+        return Sums(grains, (pages, self.fine[1][:]))
 
     # ------------------------------------------------------------------ packed
 

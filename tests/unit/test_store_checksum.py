@@ -79,9 +79,7 @@ def test_records_come_back_as_they_were() -> None:
     source = ChunkId(bytes(range(16, 32)))
     pending = Pending(Version(top), 200_000, 1, tag, 2, 4, 2**25, 3, 2**32 - 1, source, Version(7))
     for placement, image in ((Placement.COPY, b""), (Placement.PATCH, b"abc")):
-        record = PendingRecord(
-            pending, placement, Block(16, 0), sums, 0, 4, 8192, memoryview(image)
-        )
+        record = PendingRecord(pending, placement, Block(16, 0), sums, 0, 4, 8192, image)
         name, unpacked = unpack_pending(pack_pending(chunk, record))
         assert name == chunk and unpacked == record and unpacked.sums.fine == sums.fine
     packed = pack_tag(tag.sequence, chunk, Version(9))
