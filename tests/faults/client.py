@@ -301,8 +301,11 @@ class Cuts(Library):
                     found = memoryview(file.read_at(chunk * job.chunk_bytes + at, length))
             if kind is Kind.WRITE:
                 client.wrote(operation, length)
-            else:
-                client.saw(operation, len(found), found)
+                return
+            # What lies beyond the file's end was not seen: the length is not the chunk's affair,
+            # a write that lengthens the file may be seen up to the length that there was.
+            operation.length = len(found)
+            client.saw(operation, len(found), found)
         except OSError as error:
             client.wrote(operation, error)
 
