@@ -8,7 +8,11 @@ pyfuse3 cannot pass on (byte-range locks, fallocate, lseek, ioctl) are the raw b
 import errno
 import functools
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -28,6 +32,8 @@ Method = Callable[Concatenate["Binding", P], Coroutine[Any, Any, R]]
 MIN_TASKS = 8
 MAX_TASKS = 96
 """Requests handled at once."""
+MAX_REASON = 2000
+"""Bytes of what fusermount3 says when it refuses."""
 
 
 def _answered(method: Method[P, R]) -> Method[P, R]:
@@ -284,11 +290,29 @@ def attach(operations: Operations, mountpoint: str, options: set[str]) -> None:
         Error: CONFIGURATION when the kernel or fusermount3 refuses.
     """
     setattr(pyfuse3, "trio", Loop())  # noqa: B010  as pyfuse3.asyncio.enable() does
+    chosen = set(pyfuse3.default_options) | options
+    with tempfile.TemporaryFile() as said:
+        try:
+            with _standard_error_to(said.fileno()):
+                pyfuse3.init(Binding(operations), mountpoint, chosen)
+        except RuntimeError as exc:
+            said.seek(0)
+            reason = said.read(MAX_REASON).decode(errors="replace").strip()
+            text = f"cannot mount at {mountpoint}: {reason or exc}"
+            raise Error(Code.CONFIGURATION, text) from exc
+
+
+@contextmanager
+def _standard_error_to(fd: int) -> Iterator[None]:
+    """Catch what libfuse and fusermount3 print: there alone is why they failed."""
+    sys.stderr.flush()
+    kept = os.dup(2)
     try:
-        pyfuse3.init(Binding(operations), mountpoint, set(pyfuse3.default_options) | options)
-    except RuntimeError as exc:
-        text = f"cannot mount at {mountpoint}: {exc}; see the lines above for the system's reason"
-        raise Error(Code.CONFIGURATION, text) from exc
+        os.dup2(fd, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 async def serve() -> None:

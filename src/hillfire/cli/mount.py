@@ -32,6 +32,8 @@ def run_mount(
         settings = _settings(mountpoint.absolute(), address, path, transport, allow_other)
         mounts.check_fuse()
         mounts.check_mountpoint(settings.mountpoint)
+        if settings.allow_other:
+            mounts.check_allow_other()
         if not foreground:
             _in_background(settings, path)
             return

@@ -177,10 +177,16 @@ class ClusterDirectory:
         """Hold the directory: one supervisor at a time.
 
         Raises:
-            Error: BUSY if a supervisor runs.
+            Error: BUSY if a supervisor runs, CONFIGURATION if the directory is not for this user.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Error(
+                Code.CONFIGURATION,
+                f"{self.path} cannot be used ({error.strerror}): name a directory of yours, --dir",
+            ) from error
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,12 +4,14 @@ import errno
 import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
 from hillfire.errors import Code, Error
 
 FUSE_DEVICE = Path("/dev/fuse")
+FUSE_CONF = Path("/etc/fuse.conf")
 _UNMOUNT_TIMEOUT_S = 20
 _ANSWER_TIMEOUT_S = 1.0
 
@@ -39,11 +41,31 @@ def check_fuse() -> None:
         )
 
 
+def check_allow_other() -> None:
+    """Check that this user may let other users into a mount.
+
+    Raises:
+        Error: CONFIGURATION with what root has to allow.
+    """
+    if os.geteuid() == 0:
+        return
+    try:
+        lines = FUSE_CONF.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    if "user_allow_other" not in (line.strip() for line in lines):
+        raise Error(
+            Code.CONFIGURATION,
+            f"other users may be let in by root only, as {FUSE_CONF} is: `echo user_allow_other | "
+            f"sudo tee -a {FUSE_CONF}`, or mount without --allow-other",
+        )
+
+
 def check_mountpoint(directory: Path) -> None:
     """Check that a directory can be mounted on; one left by a dead mount is freed first.
 
     Raises:
-        Error: NOT_FOUND, NOT_DIRECTORY, BUSY or NOT_EMPTY, with the remedy.
+        Error: NOT_FOUND, NOT_DIRECTORY, BUSY, NOT_EMPTY or CONFIGURATION, with the remedy.
     """
     try:
         status = directory.stat()
@@ -65,6 +87,12 @@ def check_mountpoint(directory: Path) -> None:
             f"something is mounted on {directory} already: `hillfire umount {directory}`, or name "
             "another directory",
         )
+    if os.geteuid() != 0 and not _may_mount_on(directory):
+        raise Error(
+            Code.CONFIGURATION,
+            f"{directory} belongs to somebody else, and a user mounts only on what is theirs to "
+            "write: name a directory of yours, or mount as root",
+        )
     if any(directory.iterdir()):
         raise Error(
             Code.NOT_EMPTY,
@@ -72,6 +100,13 @@ def check_mountpoint(directory: Path) -> None:
             "what is in it; name an empty one",
         )
     assert status is not None
+
+
+def _may_mount_on(directory: Path) -> bool:
+    """Whether fusermount3 lets this user: who may write it, and owns it where it is sticky."""
+    status = directory.stat()
+    sticky = bool(status.st_mode & stat.S_ISVTX)
+    return os.access(directory, os.W_OK) and (not sticky or status.st_uid == os.getuid())
 
 
 def mounted_type(directory: Path) -> str | None:
