@@ -1,7 +1,8 @@
 """What a user without root is told before a mount fails: as that user, in a forked child."""
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,11 @@ def as_nobody(check: Callable[[], object]) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A directory that anybody reaches."""
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    return tmp_path
+def place() -> Iterator[Path]:
+    """A directory that anybody reaches, which pytest's are not."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
 
 
 def test_a_user_mounts_on_a_directory_of_theirs(place: Path) -> None:
