@@ -175,6 +175,10 @@ class Lifecycle:
         """chain version that the present replica acts on, 0 without one"""
         self.state = PublicState.OFFLINE
         """as the present replica acts on it"""
+        self._open = False
+        """whether the store is open: a full disk may keep it from that"""
+        self._looking = False
+        """whether it is being looked for again"""
         self._chain: Chain | None = None
         self._new = False
         self._fresh = False
@@ -216,6 +220,7 @@ class Lifecycle:
 
     def _found(self, event: Found) -> None:
         self._chain, self._withdrawn = event.chain, event.withdrawn
+        self._looking = False
         if event.new and event.chain.state_of(self.target) in _SERVES:
             # R43: an empty directory in its place would be believed to hold everything.
             self._rule(43)
@@ -223,13 +228,14 @@ class Lifecycle:
             self.settled = True
             self._out.append(Report())
             return
-        self._new = event.new
+        self._new, self._looking = event.new, True
         self._out.append(Open())
 
     def _opened(self, event: Opened) -> None:
         chain = self._chain
         assert chain is not None
         self.code = Code.OK
+        self._open, self._looking = True, False
         if self.settled:
             self._return()
             return
@@ -243,6 +249,7 @@ class Lifecycle:
 
     def _open_failed(self, event: OpenFailed) -> None:
         self._hold(Code(event.code), event.reason)
+        self._open = self._looking = False
         self.settled = True
         self._out.append(Report())
 
@@ -369,12 +376,13 @@ class Lifecycle:
 
     def _healed(self, event: Healed) -> None:
         """Come back with a disk that works again; the sync will compare what it holds."""
-        if self.living or self._draining or not self.settled:
+        if self.living or self._draining or not self.settled or self._looking:
             return
-        if self.code is Code.NO_SPACE:
+        if self.code is Code.NO_SPACE and self._open:
             self.code = Code.OK
             self._return()
-        elif self.code is Code.IO:
+        elif self.code in (Code.IO, Code.NO_SPACE):
+            self._looking = True
             self._out.append(Look())
 
     def _return(self) -> None:

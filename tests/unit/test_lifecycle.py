@@ -120,6 +120,18 @@ def test_a_failed_or_full_disk_keeps_it_out_until_the_disk_is_good(code, next_ef
     assert next_effect in names(machine.handle(life.Healed()))
 
 
+def test_a_store_that_a_full_disk_kept_from_opening_is_opened_once_there_is_room():
+    """There is nothing yet to begin a life on (simulator, seed 30017)."""
+    machine = Lifecycle(TargetId(1))
+    machine.handle(life.Found(False, chain(5, OFF, S)))
+    assert "Alarm" in names(machine.handle(life.OpenFailed(Code.NO_SPACE, "full")))
+    assert names(machine.handle(life.Healed())) == ["Look"]
+    assert machine.handle(life.Healed()) == []  # once is enough
+    assert names(machine.handle(life.Found(False, chain(5, OFF, S)))) == ["Open"]
+    assert machine.handle(life.Healed()) == []
+    assert "Begin" in names(machine.handle(life.Opened()))
+
+
 def test_a_conflict_that_no_resync_may_decide_keeps_it_out_for_good():
     machine, _ = opened(OFF, S)
     machine.handle(life.Routed(chain(6, Y, S)))
