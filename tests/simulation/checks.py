@@ -124,10 +124,16 @@ class Checks:
         if not error.retry and error.code not in self.allowed_errors:
             raise Failure(f"{process}: {operation.describe()} fails with {error!r}")
 
+    def cut_failed(self, process: Process, error: Error) -> None:
+        """Judge why a cut has to be asked for again, as the metadata service's collector does."""
+        if not error.retry and error.code not in self.allowed_errors:
+            raise Failure(f"{process}: a cut fails with {error!r}")
+
     def synced(self, process: Process, result: object) -> None:
         """Judge the end of a sync."""
         self.syncs += not isinstance(result, Error)
-        if isinstance(result, Error) and not result.retry and result.code is not Code.IO:
+        allowed = self.allowed_errors | {Code.IO}
+        if isinstance(result, Error) and not result.retry and result.code not in allowed:
             raise Failure(f"{process}: a sync fails with {result!r}")
 
     # ------------------------------------------------------------------ at the end

@@ -142,7 +142,7 @@ class MetaNode(Member):
             if not isinstance(value, Error) or value.code is Code.STALE_EPOCH:
                 done()
                 return
-            assert value.retry, f"a cut fails for good: {value!r}"
+            self.world.checks.cut_failed(self, value)
             self.after(backoff_s, again)
 
         try:
