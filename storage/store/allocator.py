@@ -21,6 +21,8 @@ GROW_MAX_BYTES = 1024 * 1024 * 1024
 KEEP_BYTES = 64 * 1024 * 1024
 KEEP_PART = 2
 """Free blocks are kept up to KEEP_BYTES, or such a part of what is used if that is more."""
+LARGE_BYTES = 1024 * 1024
+"""There is room for new chunks while there is for one of this size."""
 TIGHT_PART = 16
 """Nothing is kept when less than such a part of the disk is left, beyond what must be."""
 
@@ -222,7 +224,7 @@ class Allocator:
         kept = max(0, taken - used)
         others = max(0, total - available - kept)
         no_writes = available < self._limits.last_bytes(total)
-        no_new = no_writes or available + kept < self._limits.kept_bytes(total)
+        no_new = no_writes or available + kept < self._limits.kept_bytes(total) + LARGE_BYTES
         return Space(others, total, no_new, no_writes)
 
     # ------------------------------------------------------------------ bytes

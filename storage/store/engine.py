@@ -207,6 +207,7 @@ class EngineStore(ChunkStore):
         self._reader = Reader(self._blocks, self._catalog, self._journal.lock)
         self._maintaining = threading.Lock()
         self._unfinished: Sealed | None = None
+        self._old_segments: list[int] = []
         self._failed: Error | None = None
         self._allocations = 0
         self.keeper: Waker | None = None
@@ -476,7 +477,10 @@ class EngineStore(ChunkStore):
             self._checkpointer.run(sealed)
             self._catalog.settle(sealed.segment)
             self._unfinished = None
-            self._journal.remove(sealed.segment)
+            self._old_segments.append(sealed.segment)
+            while self._old_segments:
+                self._journal.remove(self._old_segments[-1])
+                self._old_segments.pop()
             self._blocks.release(self._catalog.reusable())
             if not self._spare and self._blocks.has_room(self._options.spare_bytes):
                 self._spare = self._parts.blocks.reserve(self._options.spare_bytes)

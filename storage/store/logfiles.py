@@ -104,7 +104,9 @@ class DiskLog:
         """See ``LogFiles.remove``."""
         path, system = self._path(number), self._system
         try:
-            system.close(self._fds.pop(number))
+            fd = self._fds.pop(number, None)
+            if fd is not None:  # otherwise it is the second attempt
+                system.close(fd)
             if self._spare:
                 system.unlink(path)
             else:

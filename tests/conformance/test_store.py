@@ -17,9 +17,10 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
 from hillfire.storage.store.base import ChunkStore, Image, Tag, Update
 from hillfire.storage.store.checksum import digest, grains_of
-from hillfire.storage.store.engine import open_store
+from hillfire.storage.store.engine import Options, open_engine, open_store
 from hillfire.storage.store.memory import MemoryStore
 from hillfire.types import ChunkId, InodeId, Version, chunk_id
+from tests.store_parts import SimulatedDisk
 
 KIB = 1024
 CHUNK = 256 * KIB
@@ -27,17 +28,25 @@ TAG = Tag(1, 1, 1)
 Open = Callable[[], ChunkStore]
 
 
-def _engine(directory: Path, direct: bool) -> Open:
-    return lambda: open_store(directory, direct=direct, record_limit=8)
+SMALL = Options(record_limit=8, segment_bytes=150_000, segment_records=5)
+"""So that checkpoints come every few updates."""
 
 
-@pytest.fixture(params=["memory", "engine", "direct"])
+def _engine(directory: Path, direct: bool, **options: bool) -> Open:
+    small = SMALL._replace(**options)
+    return lambda: open_store(directory, direct=direct, options=small)
+
+
+@pytest.fixture(params=["memory", "engine", "direct", "durable", "simulated"])
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Open the store; again after a close. MemoryStore lives as long as its object."""
     if request.param == "memory":
         one = MemoryStore()
         return lambda: one
-    return _engine(tmp_path, request.param == "direct")
+    if request.param == "simulated":
+        disk = SimulatedDisk()
+        return lambda: open_engine(disk.parts(), SMALL)
+    return _engine(tmp_path, request.param == "direct", durable=request.param == "durable")
 
 
 @pytest.fixture
@@ -59,6 +68,8 @@ def update(
     epoch: int = 0,
     checksum: int | None = None,
     chunk_bytes: int = CHUNK,
+    source: ChunkId | None = None,
+    source_version: int = 0,
 ) -> Update:
     return Update(
         chunk,
@@ -72,6 +83,8 @@ def update(
         epoch,
         1,
         chunk_bytes,
+        source,
+        Version(source_version),
     )
 
 
@@ -290,6 +303,158 @@ def test_appends_grow_a_chunk(store: ChunkStore, step: int) -> None:
     assert content(store, A) == BYTES[: at + step]
 
 
+def refusal(store: ChunkStore, each: Update) -> Code:
+    (answer,) = store.prepare([each])
+    assert isinstance(answer, Error), answer
+    return answer.code
+
+
+def test_a_clone_is_the_source_and_goes_its_own_way(store: ChunkStore) -> None:
+    apply(store, update(A, 1, BYTES[:200_000]))
+    apply(store, update(A, 2, b"patch", 70_000))
+    expected = BYTES[:70_000] + b"patch" + BYTES[70_005:200_000]
+    (image,) = prepare(store, update(B, 7, kind=Kind.CLONE, source=A, tag=Tag(3, 1, 1), epoch=2))
+    assert image == Image(200_000, whole(expected)) and content(store, B) == b""
+    pending = dict(store.pending())[B]
+    assert (pending.source, pending.source_version, pending.kind) == (A, 2, Kind.CLONE)
+    assert store.read_pending(B, memoryview(bytearray(9))) == 0
+    store.commit([(B, Version(7), 4)])
+    assert store.get(B) == (7, 200_000, whole(expected), Tag(3, 1, 1), 4, 2, False)
+    store.maintain()
+    apply(store, update(C, 1, kind=Kind.CLONE, source=B, source_version=7))
+    store.maintain()
+    apply(store, update(A, 3, b"one", 100), update(B, 8, b"two", 100))
+    apply(store, update(C, 2, b"three", 200_000))
+    for name, head, tail in ((A, b"one", b""), (B, b"two", b""), (C, None, b"three")):
+        data = expected if head is None else expected[:100] + head + expected[103:]
+        assert content(store, name) == data + tail
+    apply(store, update(A, 4, kind=Kind.REMOVE))
+    apply(store, update(B, 9, kind=Kind.TRUNCATE, length=50_000))
+    store.maintain()
+    for index in range(10, 20):  # blocks that are free again are written over
+        apply(store, update(chunk_id(InodeId(7), index), 1, BYTES))
+    store.maintain()
+    assert content(store, B) == (expected[:100] + b"two" + expected[103:])[:50_000]
+    assert content(store, C) == expected + b"three"
+    assert store.verify(C) == 200_005
+
+
+def test_a_clone_of_itself_and_what_cannot_be_cloned(store: ChunkStore) -> None:
+    apply(store, update(A, 1, BYTES))
+    store.maintain()
+    apply(store, update(A, 2, kind=Kind.CLONE, source=A))
+    apply(store, update(A, 3, b"x", 5))
+    store.maintain()
+    apply(store, update(B, 1, BYTES), update(C, 1, BYTES))
+    assert content(store, A) == BYTES[:5] + b"x" + BYTES[6:]
+    missing = chunk_id(InodeId(9), 9)
+    assert refusal(store, update(B, 2, kind=Kind.CLONE, source=missing)) == Code.NOT_FOUND
+    clone = update(B, 2, kind=Kind.CLONE, source=A, source_version=2)
+    assert refusal(store, clone) == Code.CONFLICT
+    apply(store, update(A, 4, kind=Kind.REMOVE))
+    assert refusal(store, update(B, 2, kind=Kind.CLONE, source=A)) == Code.NOT_FOUND
+    apply(store, update(A, 5, kind=Kind.TRUNCATE, length=0))
+    assert apply(store, update(B, 2, kind=Kind.CLONE, source=A)) == [Image(0, 0)]
+    assert content(store, B) == b""
+
+
+def test_a_pending_clone_keeps_what_it_shares(opener: Open) -> None:
+    store = opener()
+    apply(store, update(A, 1, BYTES))
+    store.maintain()
+    prepare(store, update(B, 1, kind=Kind.CLONE, source=A), update(C, 1, b"c"))
+    store.close()
+    store = opener()
+    apply(store, update(A, 2, bytes(CHUNK)))
+    store.maintain()
+    for index in range(10, 14):
+        apply(store, update(chunk_id(InodeId(7), index), 1, bytes(CHUNK)))
+    store.commit([(B, Version(1), 1)])
+    assert content(store, B) == BYTES and content(store, A) == bytes(CHUNK)
+    store.close()
+    store = opener()
+    assert content(store, B) == BYTES
+    store.close()
+
+
+HEALS = {
+    "whole": (b"n" * 100_001, 0, Kind.WRITE, None),
+    "replaced": (b"new", 0, Kind.REPLACE, None),
+    "cut": (b"", 0, Kind.TRUNCATE, 0),
+    "removed": (b"", 0, Kind.REMOVE, None),
+}
+
+
+@pytest.mark.parametrize("how", HEALS)
+def test_a_lost_chunk_says_so_until_it_is_written_whole(opener: Open, how: str) -> None:
+    store = opener()
+    apply(store, update(A, 1, BYTES))
+    lost = update(A, 4, kind=Kind.LOST, length=100_000, checksum=77, tag=Tag(1, 1, 9))
+    assert apply(store, lost) == [Image(100_000, 77)]
+    store.close()
+    store = opener()
+    assert store.get(A) == (4, 100_000, 77, Tag(1, 1, 9), 1, 0, False)
+    for read in (store.read, store.read_cached):
+        with pytest.raises(Error) as caught:
+            read(A, 10, memoryview(bytearray(10)))
+        assert caught.value.code == Code.CORRUPT
+    with pytest.raises(Error) as caught:
+        store.verify(A)
+    assert caught.value.code == Code.CORRUPT
+    assert store.scrub(None, 1 << 30).damaged == [A]
+    for each in (
+        update(A, 5, b"part", 50),
+        update(A, 5, b"after", 100_000),
+        update(A, 5, b""),
+        update(A, 5, kind=Kind.TRUNCATE, length=50_000),
+        update(A, 5, kind=Kind.TRUNCATE, length=200_000),
+        update(B, 1, kind=Kind.CLONE, source=A),
+    ):
+        assert refusal(store, each) == Code.CORRUPT, each
+    payload, offset, kind, length = HEALS[how]
+    apply(store, update(A, 5, payload, offset, kind, length=length))
+    assert content(store, A) == payload and store.verify(A) == len(payload)
+    store.close()
+
+
+def test_a_scrub_walks_all_chunks_in_steps(store: ChunkStore) -> None:
+    names = [chunk_id(InodeId(4), index) for index in range(7)]
+    for name in names:
+        apply(store, update(name, 1, BYTES[:100_000]))
+    apply(store, update(names[3], 2, kind=Kind.REMOVE))
+    apply(store, update(names[5], 2, b"patch", 5))
+    after, steps, total = None, 0, 0
+    while True:
+        after, n_bytes, damaged = store.scrub(after, 250_000)
+        steps, total = steps + 1, total + n_bytes
+        assert damaged == []
+        if after is None:
+            break
+    assert (steps, total) == (3, 600_000)
+
+
+def test_many_small_writes_to_one_chunk(store: ChunkStore) -> None:
+    """Pages in the log over pages in the log over pages in the block."""
+    rng = random.Random(3)
+    expected = bytearray(BYTES[:200_000])
+    apply(store, update(A, 1, bytes(expected)))
+    for version in range(2, 200):
+        offset = rng.choice([rng.randrange(200_000), rng.randrange(48) * 4096])
+        n_bytes = min(rng.choice([1, 100, 4096, 9000]), 220_000 - offset)
+        payload = rng.randbytes(n_bytes)
+        expected[offset : offset + n_bytes] = payload
+        (image,) = apply(store, update(A, version, payload, offset))
+        assert image == Image(len(expected), whole(bytes(expected)))
+        at, length = rng.randrange(len(expected)), rng.choice([1, 4096, 5000, 40_000])
+        into = bytearray(length)
+        count, _, found = store.read(A, at, memoryview(into))
+        assert (into[:count], found) == (expected[at : at + length], version)
+        if version % 50 == 0:
+            store.maintain()
+            assert content(store, A) == expected
+    assert store.verify(A) == len(expected)
+
+
 def test_space_is_counted(store: ChunkStore) -> None:
     space = store.space()
     assert 0 <= space.used_bytes < space.capacity_bytes
@@ -299,7 +464,7 @@ def test_space_is_counted(store: ChunkStore) -> None:
 def test_readers_beside_writers_see_whole_versions_that_never_go_back(
     tmp_path: Path, direct: bool
 ) -> None:
-    store = open_store(tmp_path, direct=direct, record_limit=2)
+    store = open_store(tmp_path, direct=direct, options=SMALL._replace(record_limit=2))
     history: list[list[bytes]] = [[b""], [b""], [b""]]
     names, ended, failures = [A, B, C], threading.Event(), list[str]()
     reads = [0]
@@ -487,6 +652,20 @@ class Machine(RuleBasedStateMachine):
                 image = self.chunks[which]
                 assert (meta.removed, meta.length) == (image is None, len(image or b""))
                 assert meta.checksum == whole(image or b"")
+
+    @rule(which=CHUNKS, source=CHUNKS)
+    def clone(self, which: int, source: int) -> None:
+        """The caller holds the locks of both: nothing is pending of the source."""
+        if source == which or source in self.waiting or self.chunks.get(source) is None:
+            return
+        name = self.names[source]
+        each = update(self.names[which], self._next(), kind=Kind.CLONE, source=name)
+        self._prepare(which, each, self.chunks[source], b"")
+
+    @rule()
+    def maintain(self) -> None:
+        self.store.maintain()
+        self._compare_all()
 
 
 class DirectMachine(Machine):
