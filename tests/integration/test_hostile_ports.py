@@ -455,7 +455,9 @@ def test_items_that_are_nonsense(world: World) -> None:
         sent: list[Request] = []
         for update in updates(chain):
             sent.append(Request(WRITE, WRITE_ITEMS.pack([update]), [four]))
-            forward = ForwardItem(*update, version=0, post_length=U32, post_checksum=1)
+            forward = ForwardItem(
+                **{**update._asdict(), "version": 0, "post_length": U32, "post_checksum": 1}
+            )
             sent.append(Request(FORWARD, FORWARD_ITEMS.pack([forward]), [four]))
             whole = forward._replace(kind=Kind.REPLACE, version=U64, post_length=4)
             sent.append(Request(FORWARD, FORWARD_ITEMS.pack([whole]), [four]))
