@@ -235,7 +235,7 @@ class Target:
         try:
             if self._store is not None:
                 store, self._store = self._store, None
-                await self._loop.run_in_executor(self._executor, store.close)
+                await self._close_failed(store)
             self._store = await self._loop.run_in_executor(
                 self._executor, self._open_store, self._directory
             )
@@ -248,6 +248,13 @@ class Target:
             self.handle(lifecycle.OpenFailed(Code.INTERNAL, f"its store does not open: {exc!r}"))
             return
         self.handle(lifecycle.Opened())
+
+    async def _close_failed(self, store: ChunkStore) -> None:
+        """Close a store whose disk failed; it may fail at that, too."""
+        try:
+            await self._loop.run_in_executor(self._executor, store.close)
+        except Exception as exc:
+            log.warning("event=store_not_closed target=%d cause=%r", self.id, exc)
 
     def _begin(self) -> None:
         assert self._store is not None
@@ -359,8 +366,8 @@ class Target:
                 await self.repairs.end()
             await shell.drained()
         if self._store is not None:
-            await self._loop.run_in_executor(self._executor, self._store.close)
-            self._store = None
+            store, self._store = self._store, None
+            await self._close_failed(store)
 
     # ------------------------------------------------------------------ reports
 

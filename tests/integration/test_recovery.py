@@ -278,6 +278,13 @@ def test_a_disk_that_is_not_mounted_is_not_filled_anew(tmp_path: Path) -> None:
         away.rename(disk)
         cluster.wait()
         assert all(sync["sent_bytes"] == "0" for sync in syncs(cluster))
+        # and an empty disk in its place is filled once somebody says that it is one
+        disk.rename(tmp_path / "broken")
+        until(lambda: serves(cluster, 103, 1), lambda: log_of(cluster)[-3000:])
+        disk.mkdir()
+        (disk / "hillfire-disk").touch()
+        cluster.wait()
+        assert syncs(cluster)[-1]["sent_bytes"] == str(4 * MIB)
         client.close()
 
 
