@@ -3,6 +3,9 @@
 A removed segment becomes the next one: to overwrite bytes that the disk has set aside already
 takes no journal of the file system, which makes ``fdatasync`` cheap. What it still holds of its
 former life is told apart by the segment's number in every frame (frames.py).
+
+Segments are set aside a step ahead of what is written, so that frames which record deletions fit
+when somebody else has filled the disk.
 """
 
 import os
@@ -15,6 +18,8 @@ from hillfire.storage.store.system import System
 
 IOV_LIMIT = 1024
 """How many buffers the system takes in one call."""
+AHEAD_BYTES = 1024 * 1024
+"""How much of a segment is set aside beyond its last frame."""
 _SPARE = "spare"
 
 
@@ -30,6 +35,7 @@ class DiskLog:
         self._directory = directory
         self._system = system
         self._fds: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
         try:
             system.make_directory(directory)
             system.sync_directory(directory.parent)
@@ -55,14 +61,27 @@ class DiskLog:
             if self._spare:
                 system.rename(self._directory / _SPARE, path)
                 self._spare = False
-            self._fds[number] = system.open(path, os.O_RDWR | os.O_CREAT)
+            fd = self._fds[number] = system.open(path, os.O_RDWR | os.O_CREAT)
+            self._sizes[number] = system.size(fd)
             system.sync_directory(self._directory)
         except OSError as exc:
             raise translate(exc, f"cannot create {path}") from exc
+        self._set_aside(number, 0)
+
+    def _set_aside(self, number: int, at: int) -> None:
+        """Have the disk keep room behind ``at``, if it has some."""
+        size = self._sizes[number]
+        if size - at < AHEAD_BYTES:
+            try:
+                self._system.fallocate(self._fds[number], size, 2 * AHEAD_BYTES)
+            except OSError:  # there is some still, and deletions are small
+                return
+            self._sizes[number] = size + 2 * AHEAD_BYTES
 
     def write(self, number: int, at: int, data: Sequence[Buffer]) -> None:
         """See ``LogFiles.write``."""
         fd = self._fds[number]
+        self._set_aside(number, at + sum(map(len, data)))
         try:
             for first in range(0, len(data), IOV_LIMIT):
                 at += self._write(fd, data[first : first + IOV_LIMIT], at)

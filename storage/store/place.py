@@ -83,7 +83,14 @@ class Placer:
         if placement == Placement.PATCH:
             assert record is not None, "a patch needs bytes to change"
             return self._patch(update, record, payload, after)
-        if placement == Placement.COPY:
+        if placement == Placement.COPY and kind == _TRUNCATE and after < length:
+            placement, moved = self._move(update, record, after)
+        else:
+            moved = None
+        if moved is not None:
+            block, sums = moved
+            first, count = 0, len(sums.grains)
+        elif placement == Placement.COPY:
             block, sums = self._copy(update, record, payload, after)
             first, count = 0, len(sums.grains)
         elif placement == Placement.APPEND:
@@ -248,6 +255,17 @@ class Placer:
             # it grows by appending: leave room, so that it does not move at every step
             room = max(after, min(old.n_bytes * GROWTH, update.chunk_bytes))
         return self._write_new(room, image), sums
+
+    def _move(
+        self, update: Update, record: Record | None, after: int
+    ) -> tuple[Placement, tuple[Block, Sums] | None]:
+        """Move what a cut leaves to a smaller block; on a full disk it stays where it is."""
+        try:
+            return Placement.COPY, self._copy(update, record, _NOTHING, after)
+        except Error as exc:
+            if exc.code != Code.NO_SPACE:
+                raise
+            return Placement.NONE, None
 
     def _write_new(self, room: int, image: memoryview) -> Block:
         """Write bytes into a fresh block that has room for ``room``."""

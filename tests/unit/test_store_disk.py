@@ -354,13 +354,18 @@ def test_deleting_works_when_others_took_all_of_the_disk() -> None:
     disk, store, count = full(64 * MIB)
     disk.others_bytes += disk.available_bytes()
     assert disk.available_bytes() == 0
-    for name in NAMES[:count]:
+    for name in NAMES[:2]:  # to a smaller block, if there were one; and within its own
+        cut = update(name, 2, b"", kind=Kind.TRUNCATE)._replace(length=100_000)
+        apply(store, cut)
+        assert content(store, name) == DATA[:100_000]
+    for name in NAMES[2:count]:
         apply(store, update(name, 2, b"", kind=Kind.REMOVE))
     settle(store)
     assert disk.block_bytes() <= 16 * MIB
     store.close()
     store = open_engine(disk.parts(), TIGHT)
-    assert all(meta.removed for _, meta in store.scan())
+    assert [meta.removed for _, meta in store.scan()] == [False] * 2 + [True] * (count - 2)
+    assert content(store, NAMES[0]) == DATA[:100_000]
 
 
 def test_freed_blocks_serve_other_size_classes() -> None:
