@@ -520,7 +520,8 @@ class EngineStore(ChunkStore):
             self._blocks.sync()
             self._journal.sync()
         except Error as exc:
-            self._failed = exc
+            if exc.code != Code.NO_SPACE:  # which is over when there is room
+                self._failed = exc
             raise
 
     def space(self) -> Space:

@@ -98,7 +98,15 @@ class Journal:
                 self._behind = [each for each in self._behind if each not in segments]
                 self._durable = self._clean = frame
                 if self.frame == frame:
-                    self._clean = self.append(())
+                    self._mark_clean()
+
+    def _mark_clean(self) -> None:
+        """Say in the log what is on the disk; a disk that is full for that has it all the same."""
+        try:
+            self._clean = self.append(())
+        except Error as exc:
+            if exc.code != Code.NO_SPACE:
+                raise
 
     def rotate(self) -> int:
         """Seal the segment and begin the next, with ``lock`` held; returns the sealed one.
