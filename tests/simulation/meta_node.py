@@ -143,6 +143,8 @@ class MetaNode(Member):
                 done()
                 return
             self.world.checks.cut_failed(self, value)
+            if self.story.verbose:
+                self.story.tell(self.name, f"cut of {cut.inode} on chain {chain}: {value!r}")
             self.after(backoff_s, again)
 
         try:
