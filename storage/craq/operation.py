@@ -53,6 +53,17 @@ class Link(IntEnum):
     """the whole chunk was sent"""
 
 
+# Their names for the per-I/O path, looked up once.
+SYNC, CLONE, REPAIR, HOLD = Kind.SYNC, Kind.CLONE, Kind.REPAIR, Kind.HOLD
+LOCKED, PREPARING, PENDING = Stage.LOCKED, Stage.PREPARING, Stage.PENDING
+COMMITTING, COMMITTED = Stage.COMMITTING, Stage.COMMITTED
+SENT, STALLED, WANTED, TRANSFER = Link.SENT, Link.STALLED, Link.WANTED, Link.TRANSFER
+FREE = Link.NONE
+
+WHOLE = (Kind.REPLACE, Kind.LOST)
+"""Whole images from the predecessor, which are nobody else's affair."""
+
+
 class Operation:
     """One update of one chunk."""
 

@@ -8,7 +8,7 @@ from hillfire.errors import Code
 from hillfire.proto.wire.chunks import Kind
 from hillfire.storage.craq import events, operation
 from hillfire.storage.craq.check import Broken, check
-from hillfire.storage.craq.replica import MAX_WAITING
+from hillfire.storage.craq.locking import MAX_WAITING
 from hillfire.storage.store.base import Pending, Tag
 from tests.unit.replica_talk import (
     OFF,
