@@ -45,6 +45,20 @@ def forged_state() -> pb.HeartbeatRequest:
     return pb.HeartbeatRequest.FromString(good + b"\x22" + bytes([len(report)]) + report)
 
 
+def forged_domain() -> pb.CreateChainsRequest:
+    """A wish for failure domain 99, which only raw bytes can say."""
+    good = pb.CreateChainsRequest(nodes=1, targets_per_node=4, replicas=1).SerializeToString()
+    return pb.CreateChainsRequest.FromString(good + b"\x28\x63")
+
+
+def table(*chains: list[tuple[int, int]]) -> pb.CreateChainsRequest:
+    """A wish for these chains of (node, disk) on one node, one replica each."""
+    request = pb.CreateChainsRequest(nodes=1, targets_per_node=4, replicas=1)
+    for chain in chains:
+        request.chains.add(places=[pb.PlannedPlace(node=node, disk=disk) for node, disk in chain])
+    return request
+
+
 HOSTILE: list[tuple[str, Any, Code]] = [
     ("Register", registration(node=0), Code.INVALID),
     ("Register", registration(node=U32), Code.INVALID),
@@ -91,6 +105,12 @@ HOSTILE: list[tuple[str, Any, Code]] = [
         pb.CreateChainsRequest(nodes=4000, targets_per_node=4, replicas=3),
         Code.UNAVAILABLE,
     ),
+    ("CreateChains", forged_domain(), Code.INVALID),
+    ("CreateChains", table([]), Code.CONFIGURATION),
+    ("CreateChains", table([(101, 0), (101, 0)]), Code.CONFIGURATION),
+    ("CreateChains", table([(101, U32)]), Code.CONFIGURATION),
+    ("CreateChains", table([(U32, 0)]), Code.CONFIGURATION),
+    ("CreateChains", table(*[[(101, 0)]] * 9), Code.CONFIGURATION),
 ]
 
 HARMLESS: list[tuple[str, Any]] = [
