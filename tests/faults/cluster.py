@@ -5,6 +5,7 @@ Nobody attests a process's end here, as on machines without a supervisor: leases
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,3 +267,5 @@ def cluster(
             yield made
         finally:
             made.stop()
+            for name in made.nodes:  # the data is large, the logs are worth keeping
+                shutil.rmtree(directory / name, ignore_errors=True)
