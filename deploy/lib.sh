@@ -1,5 +1,6 @@
 # Shared by deploy/quickstart and deploy/test: install what is missing, and say what is done.
-# To be sourced. Debian 12 and Ubuntu 24.04 are tried; elsewhere the missing packages are named.
+# To be sourced. Bare Debian 12 and 13 are tried; Ubuntu 24.04 has packages of the same names; elsewhere the missing
+# ones are named.
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
   BOLD=$'\e[1m' GREEN=$'\e[32m' RED=$'\e[31m' YELLOW=$'\e[33m' DIM=$'\e[2m' RESET=$'\e[0m'
