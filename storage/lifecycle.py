@@ -353,10 +353,10 @@ class Lifecycle:
         if self._refusal:
             self._hold(Code.CONFLICT, self._refusal)
         elif code in (Code.IO, Code.NO_SPACE):
-            self._rule(44)
+            self._rule(44)  # R44
             self._hold(code, event.reason)
         elif code is Code.INTERNAL:
-            self._rule(46)
+            self._rule(46)  # R46
             self._defects += 1
             if self._defects >= MAX_DEFECTS:
                 self._hold(code, event.reason)

@@ -235,7 +235,7 @@ class Sync:
         conflicts = []
         wanted: list[tuple[ChunkId, int]] = []
         if not event.records.keys().isdisjoint(page.records):
-            self._rule(34)
+            self._rule(34)  # R34
         for found in compare(event.records, page.records):
             if found.verdict is Verdict.CONFLICT and found.chunk not in event.held:
                 conflicts.append(found)

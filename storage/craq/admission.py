@@ -70,7 +70,7 @@ def admit_forward(
         return None if same else Outcome(Code.CONFLICT)
     if version == committed + 1:
         return None
-    if version > committed:
+    if version > committed:  # R20
         if rule is not None:
             rule(20)
         return Outcome(Code.MISSING_UPDATE, committed)

@@ -44,6 +44,8 @@ class Locking(Table):
             if len(line) >= MAX_WAITING:
                 self._end(operation, Outcome(Code.OVERLOADED))
                 return
+            if self._rule is not None:
+                self._rule(5)
             line.append(operation)
         elif not self._lock(operation):
             return

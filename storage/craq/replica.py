@@ -200,6 +200,8 @@ class Replica(Healing):
             self._stop(Code.NOT_SERVING, f"syncing became {now.name} at chain {chain.version}")
         self._view(chain, now)
         if self.stopped is not None:
+            if self._rule is not None:
+                self._rule(41)
             return
         if now is SYNCING and before is not SYNCING:
             # R39: what was pending in an earlier life may have been replaced since.

@@ -22,8 +22,11 @@ class Rule(NamedTuple):
 
 
 _CORE = "craq.replica"
+_TABLE = "craq.table"
+_LOCK = "craq.locking"
 _ADMIT = "craq.admission"
-_REPAIR = "craq.repair"
+_PASS = "craq.passing"
+_HEAL = "craq.healing"
 _LIFE = "lifecycle"
 _SYNC = "recovery"
 
@@ -37,7 +40,7 @@ RULES: dict[int, Rule] = {
     2: Rule(
         "The chain version is compared again once the chunk's lock is held: the chain may have "
         "changed while the request stood in line.",
-        _ADMIT,
+        _LOCK,
         THREEFS,
     ),
     3: Rule(
@@ -55,7 +58,7 @@ RULES: dict[int, Rule] = {
     5: Rule(
         "A chunk has one update under way: its lock is held from before the update is prepared "
         "until it is committed here and the successor has it. Others wait in line, a bounded one.",
-        _CORE,
+        _LOCK,
         THREEFS,
     ),
     6: Rule(
@@ -96,20 +99,20 @@ RULES: dict[int, Rule] = {
         "design.md 5, Truncate and remove",
     ),
     # on the way down and up the chain
-    13: Rule("The tail commits an update as soon as it is prepared.", _CORE, CHAIN + ", 3.1"),
+    13: Rule("The tail commits an update as soon as it is prepared.", _PASS, CHAIN + ", 3.1"),
     14: Rule(
-        "Every other target commits once its successor has acknowledged.", _CORE, CRAQ + ", 2.3"
+        "Every other target commits once its successor has acknowledged.", _PASS, CRAQ + ", 2.3"
     ),
     15: Rule(
         "A forwarded update names the image that the sender's chunk will have; a target whose own "
         "differs discards it, and one that serves stops.",
-        _CORE,
+        _PASS,
         THREEFS,
     ),
     16: Rule(
         "An acknowledgement names the image that the successor's chunk has; a target whose own "
         "differs stops.",
-        _CORE,
+        _PASS,
         THREEFS,
     ),
     17: Rule(
@@ -137,13 +140,13 @@ RULES: dict[int, Rule] = {
     21: Rule(
         "A refusal by a serving successor that left nothing applied ends the update everywhere "
         "before it, and the client is told.",
-        _CORE,
+        _PASS,
         THREEFS,
     ),
     22: Rule(
         "A forward that failed is sent again after a back-off, for as long as the chain names the "
         "successor.",
-        _CORE,
+        _PASS,
         THREEFS,
     ),
     23: Rule(
@@ -154,38 +157,38 @@ RULES: dict[int, Rule] = {
     ),
     24: Rule(
         "An answer to an attempt that was overtaken by a change of the chain says nothing.",
-        _CORE,
+        _PASS,
         CHAIN + ", 3.3",
     ),
     # reads
     25: Rule(
         "A read is answered by a serving target that acts on the chain version it names.",
-        _CORE,
+        _TABLE,
         CRAQ + ", 2.3",
     ),
     26: Rule(
         "With a version pending that a later target may have committed a read is answered NOT "
         "COMMITTED; the client asks the tail.",
-        _CORE,
+        _TABLE,
         CRAQ + ", 2.3",
     ),
     27: Rule(
         "A target that became the tail with an update pending does not show what was before it: "
         "the old tail may have shown what is after.",
-        _CORE,
+        _TABLE,
         "found by the simulator, seed 2111 of issue 2",
     ),
-    28: Rule("Relaxed reads are exempt from 26 and 27.", _CORE, CRAQ + ", 2.4"),
+    28: Rule("Relaxed reads are exempt from 26 and 27.", _TABLE, CRAQ + ", 2.4"),
     # damage
     29: Rule(
         "A target that finds its own bytes damaged under a chunk's lock fetches the same version "
         "from another target, verifies it against its own record, and stores it.",
-        _REPAIR,
+        _HEAL,
         "design.md 5.3",
     ),
     30: Rule(
         "A successor whose bytes are damaged is sent the whole chunk as it is committed here.",
-        _CORE,
+        _PASS,
         "design.md 5.3",
     ),
     31: Rule(
@@ -196,7 +199,7 @@ RULES: dict[int, Rule] = {
     32: Rule(
         "Where no good copy is left the chunk is marked lost, said so loudly, and resynced as "
         "lost: it reads as damaged everywhere until it is overwritten, never as something older.",
-        _REPAIR,
+        _HEAL,
         "design.md 6",
     ),
     # recovery
@@ -215,13 +218,13 @@ RULES: dict[int, Rule] = {
     ),
     36: Rule(
         "The last serving target commits without waiting for a syncing successor.",
-        _CORE,
+        _PASS,
         "design.md 5, Recovery",
     ),
     37: Rule(
         "An ordinary write reaches a syncing successor as a forward if its base is right there, "
         "as the whole chunk if not.",
-        _CORE,
+        _PASS,
         "design.md 5, Recovery",
     ),
     38: Rule(
@@ -277,7 +280,7 @@ RULES: dict[int, Rule] = {
     47: Rule(
         "A clone holds both chunks' locks, taken in the order of their ids, and is forwarded by "
         "name; the image that it makes is compared as any other.",
-        _CORE,
+        _LOCK,
         "design.md 6",
     ),
 }

@@ -119,10 +119,11 @@ class Table:
 
         Source: Terrace & Freedman, section 2.3 ("dirty" objects ask the tail).
         """
-        if chain_version != self.version:
-            return Code.WRONG_CHAIN_VERSION
-        if self.state is not SERVING or self.stopped is not None:
-            return Code.NOT_SERVING
+        if chain_version != self.version or self.state is not SERVING or self.stopped is not None:
+            if self._rule is not None:
+                self._rule(25)
+            wrong = chain_version != self.version
+            return Code.WRONG_CHAIN_VERSION if wrong else Code.NOT_SERVING
         holder = self.holders.get(chunk)
         if (
             holder is not None
