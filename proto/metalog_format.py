@@ -198,13 +198,15 @@ END_BYTES = _END.size
 
 def _checked(data: bytes, layout: Struct, magic: bytes) -> tuple[int, ...] | None:
     """Return the fields behind the magic."""
+    if len(data) < layout.size + _CRC.size:
+        return None
     if data[: len(magic) - 2] == magic[:-2] and data[: len(magic)] != magic:
         raise Error(
             Code.WRONG_PEER_VERSION,
             f"the copied log has format {data[: len(magic)]!r}, this hillfire knows {magic!r}: "
             "use the version that wrote it",
         )
-    if len(data) < layout.size + _CRC.size or data[: len(magic)] != magic:
+    if data[: len(magic)] != magic:
         return None
     if crc32c(data[: layout.size]) != _CRC.unpack_from(data, layout.size)[0]:
         return None

@@ -207,6 +207,8 @@ class LogCopy:
         try:
             runs = files.runs(self._directory)
             tail = files.tail(self._directory)
+        except Error:
+            raise
         except OSError as error:
             raise _translated(error, self._directory) from error
         best = runs[0] if runs else None

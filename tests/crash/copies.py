@@ -97,6 +97,8 @@ def work(made: Recording, seed: int, turns: int) -> dict[Position, State]:
                 sender.records(3)  # these are lost with the process
                 ship(fresh=True)
                 snapshot()
+            else:
+                ship()
         elif event < 0.2:
             snapshot()
         else:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hillfire.local.mounts import unmount
+from hillfire.local.mounts import is_mounted, unmount
 
 PAGE, SECTOR = 4096, 512
 ROOT = 1
@@ -60,14 +60,15 @@ def recording(scratch: Path) -> Iterator[Recording]:
         assert server.stdout.readline() == b"ready\n", "no recorder: is there /dev/fuse?"
         yield made
     finally:
-        unmount(mountpoint, lazy=False)
         try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
+            unmount(mountpoint)
+            server.wait(30)
+        finally:
             server.kill()
             server.wait()
-            unmount(mountpoint, lazy=True)
-        server.stdout.close()
+            server.stdout.close()
+            if is_mounted(mountpoint):
+                unmount(mountpoint, lazy=True)
     with journal.open("rb") as file, contextlib.suppress(EOFError):
         while True:
             made.calls.append(pickle.load(file))
