@@ -56,7 +56,7 @@ def most_chains(plan: Plan, domain: Domain) -> int:
         chains += 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(clusters(), st.integers(1, 4), st.integers(1, 5), st.sampled_from([None, *Domain]))
 def test_every_table_keeps_the_rules(
     given: list[Home], targets: int, replicas: int, domain: Domain | None
@@ -90,7 +90,7 @@ def _home(plan: Plan, where: Place) -> Home:
     return next(home for home in plan.homes if home.node == where.node)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 20), st.integers(1, 4), st.integers(1, 6), st.integers(2, 4))
 def test_alike_nodes_are_used_alike(count: int, disks: int, targets: int, replicas: int) -> None:
     """Heads, tails and all between are on every disk and node as often as on any other, +- 1."""
@@ -239,7 +239,7 @@ def test_evenness_sees_a_lopsided_table() -> None:
 # ------------------------------------------------------------------ nodes only
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 8), st.integers(1, 5))
 def test_every_table_of_nodes_is_even(count: int, targets: int, replicas: int) -> None:
     if count < replicas:
