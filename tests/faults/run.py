@@ -270,7 +270,7 @@ def _carry_out(world: World, faults: Iterator[Fault], paths: list[str]) -> None:
     for number, fault in enumerate(faults, 1):
         began = time.monotonic()
         fault(world)
-        world.done.append(fault.__name__)
+        world.done.append((fault.__name__, began, time.monotonic()))
         print(f"  {fault.__name__:<24} {time.monotonic() - began:5.1f} s", flush=True)
         if number % FAULTS_A_FILE == 0:
             paths.append(f"/f{len(paths)}")
@@ -289,6 +289,19 @@ def _tell(
         f"{full} told that there is no space), the longest took {longest:.1f} s; "
         f"{compared} chunks alike on all replicas"
     )
+    worst = sorted(_waits(world, operations).items(), key=lambda pair: -pair[1])[:6]
+    print("  longest waits: " + ", ".join(f"{name} {took:.1f} s" for name, took in worst))
     for what, seconds in sorted(world.figures.items()):
         shown = ", ".join(f"{each:.2f}" for each in seconds)
         print(f"  {what}: {shown} s")
+
+
+def _waits(world: World, operations: list[Operation]) -> dict[str, float]:
+    """Return by fault how long the longest operation took that it met, in seconds."""
+    waits: dict[str, float] = {}
+    for name, began, ended in world.done:
+        for each in operations:
+            if each.returned is None or each.invoked > ended * 1e9 or each.returned < began * 1e9:
+                continue
+            waits[name] = max(waits.get(name, 0.0), (each.returned - each.invoked) / 1e9)
+    return waits

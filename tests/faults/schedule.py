@@ -30,7 +30,8 @@ class World:
         self.random = source
         self.figures: dict[str, list[float]] = {}
         """seconds, by what was measured"""
-        self.done: list[str] = []
+        self.done: list[tuple[str, float, float]] = []
+        """faults, when each began and when all served again"""
         self.small: list[str] = []
         """nodes with a small disk"""
         self._probe: Callable[[], None] = lambda: None
