@@ -145,8 +145,9 @@ def _min_serving(routing: Routing, command: Command) -> Taken:
     text = f"chain {chain.id} takes writes while {command.min_serving} of its targets serve"
     if chain.min_serving == command.min_serving:
         return Taken(routing, what, text, chain.id)
-    # A new version, so that every replica acts on it.
-    changed = replace(chain, version=chain.version + 1, min_serving=command.min_serving)
+    # A new version, so that every replica acts on it; a chain that has never served has none yet.
+    grows = chain.version != chains.NEW_CHAIN_VERSION
+    changed = replace(chain, version=chain.version + grows, min_serving=command.min_serving)
     return _with_chain(routing, changed, what, text)
 
 

@@ -88,6 +88,7 @@ class _Draft:
         self.decisions: list[Decision] = []
         self.dead: set[NodeId] = set()
         """whom it declares dead"""
+        self.registered: list[Node] = []
         self.attested: list[int] = []
 
 
@@ -443,6 +444,7 @@ class Manager:
                     return False
         draft.routing = decide.with_node(draft.routing, node) or draft.routing
         self.leases.renew(node.id, self._now_ns)
+        draft.registered.append(node)
         self._dirty = True
         draft.answers.append(ev.Answer(event.request, ev.Registration(draft.routing)))
         return True
@@ -503,6 +505,9 @@ class Manager:
         if self._condemned:
             self._forget_said(self._condemned)
             self._condemned = frozenset()
+        for node in draft.registered:
+            if not self._is_gone(node):  # it hears only now that it is entered
+                self.leases.renew(node.id, self._now_ns)
         self.decisions.extend(draft.decisions)
         self._out.append(ev.Publish(self.routing))
         self._out += changes.told(before, self.routing)
