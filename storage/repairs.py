@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MAX_AT_WORK = 1024
 """Chunks of one target under repair; what is found beyond is found again by the next read."""
+AT_ONCE = 4
+"""Of them are fetched at a time: a rotten disk must not take the network from everybody."""
 ATTEMPTS = 10
 RETRY_S = 0.1
 FINDINGS = 32
@@ -52,6 +54,7 @@ class Repairs:
         self._shell = shell
         self._counters = counters
         self._at_work: dict[ChunkId, asyncio.Task[Code]] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     def schedule(
         self, chunk: ChunkId, why: str, *, damaged: bool = True
@@ -95,7 +98,8 @@ class Repairs:
         for attempt in range(ATTEMPTS):
             if shell.replica.stopped is not None:
                 break
-            code = await self._ask(chunk)
+            async with self._places:
+                code = await self._ask(chunk)
             if code not in _LATER:
                 break
             await asyncio.sleep(RETRY_S * (attempt + 1))

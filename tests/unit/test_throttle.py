@@ -5,8 +5,11 @@ import time
 
 import pytest
 
+from hillfire.cluster import LocalState, PublicState, Routing, Target
+from hillfire.storage.resync import Recovery
 from hillfire.storage.throttle import MAX_WORK_NS, NS_PER_S, WINDOW_NS, Limits, Meter, Throttle
 from hillfire.storage.turns import Peer, Turns
+from hillfire.types import ChainId, NodeId, TargetId
 
 MS = 1_000_000
 
@@ -102,5 +105,22 @@ def test_turns_are_taken_in_order_and_one_who_gives_up_leaves_the_line() -> None
         assert isinstance(done[2], asyncio.CancelledError)
         assert time.monotonic() - began > 0.03  # four of 5 ms, three rests of 5 ms
         assert turns.throttle.at_work == 0
+
+    asyncio.run(main())
+
+
+def test_streams_towards_a_node_are_counted_from_the_routing() -> None:
+    def target(number: int, node: int, state: PublicState) -> Target:
+        return Target(TargetId(number), NodeId(node), ChainId(number), 0, state, LocalState.ONLINE)
+
+    syncing, serving = PublicState.SYNCING, PublicState.SERVING
+    targets = [target(1, 5, syncing), target(2, 5, serving), target(3, 5, syncing)]
+    targets.append(target(4, 6, syncing))
+    routing = Routing("", 1, targets={each.id: each for each in targets})
+
+    async def main() -> None:
+        recovery = Recovery(Turns(Limits()), 4, lambda: routing)
+        assert recovery.streams(NodeId(5)) == 2
+        assert recovery.streams(NodeId(6)) == 1
 
     asyncio.run(main())
