@@ -165,8 +165,12 @@ def with_chains(routing: Routing, wish: Wish) -> Routing | None:
 def homes_of(routing: Routing, nodes: int) -> list[Home]:
     """Return the first so many live storage nodes, as placement sees them."""
     up = (n for n in routing.nodes.values() if n.kind is NodeKind.STORAGE and n.alive)
-    homes = (Home(n.id, n.disks, n.host or n.endpoint.host, n.rack) for n in up)
-    return sorted(homes)[:nodes]
+    return sorted(home_of(node) for node in up)[:nodes]
+
+
+def home_of(node: Node) -> Home:
+    """Return a node as placement sees it."""
+    return Home(node.id, node.disks, node.host or node.endpoint.host, node.rack)
 
 
 def per_disk(homes: Sequence[Home], targets_per_node: int) -> int:

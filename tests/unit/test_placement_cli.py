@@ -7,8 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from hillfire.cli.app import app
-from hillfire.cli.placement_table import read_table
+from hillfire.cli.placement_table import existing, read_table
+from hillfire.cli.placement_view import show
 from hillfire.errors import Code, Error
+from hillfire.meta.manager.decide import Wish, evaluate, home_of, with_chains
+from hillfire.meta.manager.placement import Domain, make_plan
+from hillfire.meta.manager.placement.evenness import evenness
+from hillfire.types import NodeId
+from tests.unit.test_placement_parts import cluster_in_racks
 
 
 def run(*arguments: str) -> str:
@@ -62,6 +68,24 @@ def test_impossible_numbers_are_refused(arguments: list[str], message: str) -> N
     with pytest.raises(Error, match=message) as caught:
         run(*arguments)
     assert caught.value.code is Code.CONFIGURATION
+
+
+def test_the_table_that_a_cluster_has_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    routing = cluster_in_racks(9, 2, 3)
+    with pytest.raises(Error, match="has no chains yet: `hillfire create-chains`"):
+        existing(routing)
+    made = with_chains(routing, Wish(9, 8, 3))
+    assert made is not None
+    # A death reorders a chain; its preferred order is what is judged.
+    without = evaluate(made, set(made.nodes) - {NodeId(101)}, {})
+    assert without is not None
+    judged = existing(without)
+    plan = make_plan([home_of(node) for node in routing.nodes.values()], 4, 3)
+    assert judged.plan.chains == plan.chains and judged.evenness == evenness(plan)
+    assert (judged.plan.domain, judged.plan.unused) == (Domain.RACK, 0)
+    show(judged)
+    text = capsys.readouterr().out
+    assert "24 chains of 3 over 9 nodes in 3 racks, 2 disks each, 4 targets a disk\n" in text
 
 
 def test_a_table_is_read_back(tmp_path: Path) -> None:

@@ -409,6 +409,10 @@ def placement(
         bool, typer.Option(help="Ask OR-Tools, if installed, where search is not sure.")
     ] = True,
     json: Annotated[bool, typer.Option("--json", help="For machines; has all chains.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a cluster, whose chains are judged instead; numbers are ignored."),
+    ] = None,
 ) -> None:
     """Show which chains a cluster would get, and how evenly a dead node's reads would spread.
 
@@ -419,13 +423,15 @@ def placement(
     hillfire placement --nodes 7 --targets-per-disk 3
 
     hillfire placement --nodes 180 --disks 16 --targets-per-disk 4 --replicas 3 --racks 12
+
+    hillfire placement --address 10.0.0.1:9700      (the chains that a cluster has)
     """
     from hillfire.cli.placement import run_placement
 
     level = apart.value if apart else None
     run_placement(
         nodes, disks, targets_per_disk, replicas, racks, nodes_per_host, level,
-        solver=solver, as_json=json,
+        address=address, solver=solver, as_json=json,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ over the first node that came would place them over that one alone.
 import time
 from pathlib import Path
 
-from hillfire.cli.connect import connect_manager, last_cluster
+from hillfire.cli.connect import connect_manager, fetch_routing, last_cluster
 from hillfire.cli.placement_table import domain_of, made, read_table
 from hillfire.cli.placement_view import headline, kept_apart
 from hillfire.cluster import Routing
@@ -17,7 +17,6 @@ from hillfire.proto.convert import routing_from_message
 from hillfire.proto.manager_pb2 import (
     CreateChainsRequest,
     FailureDomain,
-    GetRoutingRequest,
     PlannedPlace,
 )
 from hillfire.proto.service import decode, encode, method
@@ -32,7 +31,6 @@ _DOMAINS = {
     Domain.RACK: FailureDomain.APART_BY_RACK,
 }
 _CREATE_CHAINS = method("Manager", "CreateChains")
-_GET_ROUTING = method("Manager", "GetRouting")
 
 
 def run_create_chains(
@@ -86,10 +84,7 @@ def _with_nodes(connection: BlockingConnection, nodes: int, deadline: float) -> 
     """Return the routing once it has so many live storage nodes, or when the time is over."""
     known = 0
     while True:
-        request = GetRoutingRequest(known_version=known, wait_ms=WAIT_MS if known else 0)
-        ticket = connection.start(encode(_GET_ROUTING, request), CALL_TIMEOUT_S)
-        message = decode(_GET_ROUTING, connection.finish(ticket, CALL_TIMEOUT_S))
-        routing = routing_from_message(message)
+        routing = fetch_routing(connection, known, WAIT_MS if known else 0)
         if len(homes_of(routing, nodes)) == nodes or time.monotonic() > deadline:
             return routing
         known = routing.version

@@ -1,12 +1,17 @@
 """Which cluster a command means, and the way to its manager."""
 
+from hillfire.cluster import Routing
 from hillfire.errors import Code, Error
 from hillfire.local.control import ask
 from hillfire.local.directory import ClusterDirectory, last_cluster_path, last_directory
+from hillfire.proto.convert import routing_from_message
 from hillfire.proto.discovery import connect_leader
+from hillfire.proto.manager_pb2 import GetRoutingRequest
+from hillfire.proto.service import decode, encode, method
 from hillfire.proto.wire.base import BlockingConnection
 
 CALL_TIMEOUT_S = 5.0
+_GET_ROUTING = method("Manager", "GetRouting")
 
 
 def connect_manager(address: str) -> BlockingConnection:
@@ -23,6 +28,14 @@ def connect_manager(address: str) -> BlockingConnection:
             f"no cluster manager answers at {address} ({error.strerror}): start the cluster with "
             f"`hillfire up{_directory_option(address)}`, or name another one with --address",
         ) from error
+
+
+def fetch_routing(connection: BlockingConnection, known: int = 0, wait_ms: int = 0) -> Routing:
+    """Return the routing, once it is newer than ``known`` or ``wait_ms`` have passed."""
+    request = GetRoutingRequest(known_version=known, wait_ms=wait_ms)
+    timeout_s = CALL_TIMEOUT_S + wait_ms / 1000
+    ticket = connection.start(encode(_GET_ROUTING, request), timeout_s)
+    return routing_from_message(decode(_GET_ROUTING, connection.finish(ticket, timeout_s)))
 
 
 def _directory_option(address: str) -> str:

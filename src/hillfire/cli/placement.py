@@ -3,7 +3,8 @@
 import json
 import sys
 
-from hillfire.cli.placement_table import as_data, domain_of, made
+from hillfire.cli.connect import connect_manager, fetch_routing
+from hillfire.cli.placement_table import as_data, domain_of, existing, made
 from hillfire.cli.placement_view import show
 from hillfire.errors import Code, Error
 from hillfire.meta.manager.placement import Home
@@ -22,12 +23,23 @@ def run_placement(
     nodes_per_host: int,
     apart: str | None,
     *,
+    address: str | None,
     solver: bool,
     as_json: bool,
 ) -> None:
-    """Print the chain table that a cluster of these numbers would get, and how even it is."""
-    homes = preview(nodes, disks, racks, nodes_per_host)
-    table = made(homes, targets_per_disk, replicas, domain_of(apart), solver=solver)
+    """Print the chain table that a cluster of these numbers would get, and how even it is.
+
+    With an ``address`` the table that the cluster there has.
+    """
+    if address is not None:
+        connection = connect_manager(address)
+        try:
+            table = existing(fetch_routing(connection))
+        finally:
+            connection.close()
+    else:
+        homes = preview(nodes, disks, racks, nodes_per_host)
+        table = made(homes, targets_per_disk, replicas, domain_of(apart), solver=solver)
     if as_json:
         json.dump(as_data(table), sys.stdout)
         print()

@@ -5,12 +5,15 @@ Here the solver may be loaded and take its time; the manager never does that, it
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hillfire.cluster import Routing
 from hillfire.errors import Code, Error
+from hillfire.meta.manager.decide import home_of
 from hillfire.meta.manager.placement import Domain, Home, Place, Plan, make_plan
 from hillfire.meta.manager.placement.evenness import Evenness, evenness
 from hillfire.meta.manager.placement.solver import available
@@ -46,6 +49,43 @@ def made(
     began = time.monotonic()
     plan = make_plan(homes, targets_per_disk, replicas, domain, solve=solve)
     return Made(plan, time.monotonic() - began, evenness(plan), solve is not None)
+
+
+def existing(routing: Routing) -> Made:
+    """Return the table that a cluster has, judged; its chains in their preferred order.
+
+    Raises:
+        Error: NOT_FOUND if it has none.
+    """
+    if not routing.chains:
+        raise Error(
+            Code.NOT_FOUND,
+            "this cluster has no chains yet: `hillfire create-chains` makes them, and without "
+            "--address this command shows what they would be",
+        )
+    targets = routing.targets
+    nodes = sorted({target.node for target in targets.values()})
+    homes = tuple(home_of(routing.nodes[node]) for node in nodes)
+    chains = tuple(
+        tuple(
+            Place(targets[target].node, targets[target].disk)
+            for target in chain.preferred or [target for target, _ in chain.targets]
+        )
+        for _, chain in sorted(routing.chains.items())
+    )
+    count = Counter(place for chain in chains for place in chain)
+    domain = max(level for level in Domain if level is Domain.NODE or _apart(homes, chains, level))
+    replicas = max(map(len, chains))
+    plan = Plan(homes, max(count.values()), replicas, domain, 1, chains, "", False)
+    return Made(plan, 0.0, evenness(plan), True)
+
+
+def _apart(homes: Sequence[Home], chains: Sequence[Sequence[Place]], level: Domain) -> bool:
+    """Whether every chain keeps its replicas apart by a level (racks count if they are named)."""
+    if level is Domain.RACK and not any(home.rack for home in homes):
+        return False
+    within = {home.node: home.within(level) for home in homes}
+    return all(len({within[place.node] for place in chain}) == len(chain) for chain in chains)
 
 
 def as_data(table: Made) -> dict[str, Any]:

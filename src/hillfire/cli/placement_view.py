@@ -43,8 +43,8 @@ def headline(table: Made) -> str:
     each = "/".join(map(str, sorted(disks))) + (" disk" if disks == {1} else " disks")
     return (
         f"{len(plan.chains)} chains of {plan.replicas} over {len(plan.homes)} nodes{where}, "
-        f"{each} each, {plan.targets_per_disk} targets a disk: {_how(plan)}, "
-        f"in {table.seconds:.1f} s"
+        f"{each} each, {plan.targets_per_disk} targets a disk"
+        + (f": {_how(plan)}, in {table.seconds:.1f} s" if plan.method else "")
     )
 
 
