@@ -82,9 +82,11 @@ class Store:
             try:
                 self._engine = self._copy()
                 self.routing, self.decisions = self._open(self._engine)
-                self._held.join(self.routing.cluster)
+                # In this order: whoever claims after the check copies what was made here, the
+                # cluster's name above all.
                 self._fence.ready()
                 self._fence.check()
+                self._held.join(self.routing.cluster)
                 self._fence.clean()
             except BaseException:
                 if self._engine is not None:
