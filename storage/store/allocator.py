@@ -267,12 +267,7 @@ class Allocator:
                         self._dirty |= dirty
                     raise
 
-    def sync_everything(self) -> None:
-        """Bring to the disk what an earlier process wrote, too.
-
-        Raises:
-            Error: IO.
-        """
+    def suspect_everything(self) -> None:
+        """Have the next sync bring to the disk what an earlier process wrote, too."""
         with self._lock:
             self._dirty |= set(self._maps)
-        self.sync()

@@ -138,10 +138,11 @@ def open_store(
     options = options._replace(**{name: each for name, each in given.items() if each is not None})
     parts = _open_parts(directory, direct, system or System())
     try:
-        store = open_engine(parts, options)
+        store = open_engine(parts, options, later=True)
     except Error as exc:
         raise Error(exc.code, f"{directory}: {exc.strerror}") from exc
     store.keeper = Keeper(store.upkeep, store.progress)
+    store.keeper.wake()
     return store
 
 
@@ -164,8 +165,12 @@ def _open_parts(directory: Path, direct: bool, system: System) -> Parts:
         raise
 
 
-def open_engine(parts: Parts, options: Options | None = None) -> "EngineStore":
+def open_engine(
+    parts: Parts, options: Options | None = None, *, later: bool = False
+) -> "EngineStore":
     """Open or create a store over ``parts``, which are closed if that fails.
+
+    ``later``: the checkpoint of what the log held is left to ``maintain``.
 
     Raises:
         Error: CORRUPT, WRONG_PEER_VERSION, NO_SPACE, IO.
@@ -175,7 +180,7 @@ def open_engine(parts: Parts, options: Options | None = None) -> "EngineStore":
         limits = Limits(options.reserve_bytes, options.no_new_chunks_part, options.no_writes_part)
         opened = read_parts(parts, limits)
         store = EngineStore(parts, options, opened)
-        store.settle(opened)
+        store.settle(opened, later)
         return store
     except BaseException:
         parts.records.close()
@@ -199,7 +204,14 @@ class EngineStore(ChunkStore):
         self._catalog = Catalog(parts.records, options.record_limit, opened.replayed.records)
         self._records = self._catalog.cache
         last = max([opened.checkpointed, *opened.segments])
-        self._journal = Journal(parts.log, last + 1, opened.replayed.frame, self._give_up_spare)
+        self._journal = Journal(
+            parts.log,
+            last + 1,
+            opened.replayed.frame,
+            self._give_up_spare,
+            behind=opened.segments,
+            durable=opened.frame,
+        )
         self._checkpointer = Checkpointer(
             parts.records, self._blocks, self._journal, opened.stored, self._give_up_spare
         )
@@ -212,35 +224,37 @@ class EngineStore(ChunkStore):
         self._allocations = 0
         self.keeper: Waker | None = None
 
-    def settle(self, opened: Opened) -> None:
-        """Bring what was replayed to its places, and drop the old log.
+    def settle(self, opened: Opened, later: bool) -> None:
+        """Make what was replayed the content of a sealed segment, and checkpoint it.
+
+        ``later``: that can wait, unless the log is to be cut where frames were lost.
 
         Raises:
             Error: NO_SPACE, IO.
         """
         if not opened.segments:
             return
-        for segment in opened.segments:
-            self._parts.log.sync(segment)
-        self._blocks.sync_everything()
-        frame, _, _, tags = opened.replayed
-        self._drop_damaged(opened.stored)
+        dropped = self._drop_damaged(opened.stored)
+        self._blocks.suspect_everything()
+        frame, _, _, tags, torn = opened.replayed
         records = self._catalog.seal()
-        sealed = Sealed(opened.segments[-1], frame, records, dict(self._pending), tags)
-        self._checkpointer.run(sealed)
-        self._catalog.settle(sealed.segment)
-        for segment in opened.segments:
-            self._parts.log.remove(segment)
+        *self._old_segments, last = opened.segments
+        self._unfinished = Sealed(last, frame, records, dict(self._pending), tags)
+        if torn or dropped or not later:
+            self.maintain()
 
-    def _drop_damaged(self, stored: Mapping[ChunkId, PendingRecord]) -> None:
+    def _drop_damaged(self, stored: Mapping[ChunkId, PendingRecord]) -> bool:
         """Forget pending updates whose bytes went with the host's power, as if the log ended there.
 
-        To commit them would put a damaged image in the place of a good one.
+        To commit them would put a damaged image in the place of a good one. True if there are any.
         """
+        dropped = False
         for chunk, waiting in list(self._pending.items()):
             if stored.get(chunk) is not waiting and not self._reader.is_whole(chunk, waiting):
                 del self._pending[chunk]
                 self._drop(waiting)
+                dropped = True
+        return dropped
 
     # ------------------------------------------------------------------ records
 

@@ -8,7 +8,7 @@ from then on.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from hillfire.errors import Code, Error
 from hillfire.storage.store.frames import seal
@@ -18,8 +18,19 @@ from hillfire.storage.store.parts import Buffer, LogFiles
 class Journal:
     """The log of one store, from a fresh segment on."""
 
-    def __init__(self, files: LogFiles, segment: int, frame: int, free: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        files: LogFiles,
+        segment: int,
+        frame: int,
+        free: Callable[[], bool],
+        *,
+        behind: Iterable[int] = (),
+        durable: int = 0,
+    ) -> None:
         """Begin ``segment`` after frame number ``frame``; ``free`` may make room on a full disk.
+
+        ``behind``: the segments of frames after ``durable``, which may not be on the disk.
 
         Raises:
             Error: NO_SPACE, IO.
@@ -33,10 +44,10 @@ class Journal:
         """the number of the last frame"""
         self.position = 0
         """how many bytes of the segment are taken"""
-        self._durable = frame
-        self._clean = frame
+        self._durable = durable
+        self._clean = durable
         """the last frame that needs no sync: it says only that those before had one"""
-        self._behind: list[int] = []
+        self._behind = list(behind)
         """sealed segments that may not be on the disk yet"""
         self._failed: Error | None = None
         self._create(segment)
@@ -127,6 +138,7 @@ class Journal:
         Raises:
             Error: IO.
         """
-        with self.lock:  # the frame that tells of the last sync may be all that is not on the disk
-            self._behind = [each for each in self._behind if each != segment]
-        self._files.remove(segment)
+        with self._syncing:  # which lists segments first, and syncs them then
+            with self.lock:  # the frame that tells of the last sync may be all that is not there
+                self._behind = [each for each in self._behind if each != segment]
+            self._files.remove(segment)

@@ -38,6 +38,8 @@ class Opened(NamedTuple):
     replayed: Replayed
     checkpointed: int
     """the last segment of the log that the database knows all of"""
+    frame: int
+    """the last frame of that segment"""
     segments: list[int]
     """those that were replayed"""
 
@@ -82,7 +84,7 @@ def read_parts(parts: Parts, limits: Limits) -> Opened:
     numbers = [number for number in numbers if number > segment]
     replayed = replay(parts, numbers, frame, dict(stored), tags)
     _mark(database, blocks, replayed, stored)
-    return Opened(blocks, stored, tags, replayed, segment, numbers)
+    return Opened(blocks, stored, tags, replayed, segment, frame, numbers)
 
 
 def _mark(

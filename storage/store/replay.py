@@ -43,6 +43,8 @@ class Replayed(NamedTuple):
     """all there are, the database's too"""
     tags: dict[Channel, LatestTag | None]
     """those that changed; None: the client's session ended"""
+    torn: bool
+    """whether there are frames behind the last one, which must never count"""
 
 
 class _Replay:
@@ -115,11 +117,11 @@ class _Replay:
         if before is None or before[0].sequence <= tag.sequence:
             self.tags[channel] = self.changed[channel] = latest
 
-    def end(self, frame: int) -> Replayed:
+    def end(self, frame: int, torn: bool) -> Replayed:
         """Return what came of it."""
         for chunk in self._passed & set(self.pending):
             del self.pending[chunk]
-        return Replayed(frame, self.records, self.pending, self.changed)
+        return Replayed(frame, self.records, self.pending, self.changed, torn)
 
 
 def replay(
@@ -149,4 +151,4 @@ def replay(
                 raise Error(Code.CORRUPT, text)
             elif found.number > frame:
                 missing = True
-    return state.end(frame)
+    return state.end(frame, missing)

@@ -166,7 +166,8 @@ class Run:
         self.disk.hook = lambda step: None
         if power:
             self.disk.crash(self.rng, self.rng.choice([0.0, 0.2, 0.5, 0.9, 1.0]))
-        self.store = open_engine(self.disk.parts(), self.options)
+        later = self.rng.random() < 0.5
+        self.store = open_engine(self.disk.parts(), self.options, later=later)
         now = state(self.store)
         allowed = self.past if power else self.past[-2:]
         synced = self.past[0]
