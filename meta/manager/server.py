@@ -101,7 +101,8 @@ class ManagerServer:
         dispatcher.add("Manager", self._front)
         self._grpc = await serve_grpc(dispatcher, config.grpc_listen)
         port = config.listen.rpartition(":")[2]
-        name = "wire.sock" if port == "0" else f"wire-{port}.sock"
+        # The directory may be shared with managers of other hosts, at the same port.
+        name = "wire.sock" if port == "0" else f"wire-{host_id()[:8]}-{port}.sock"
         self._wire = WireServer(
             dispatcher.handle, tcp=config.listen, shm=str(config.directory / name)
         )
