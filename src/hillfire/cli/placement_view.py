@@ -38,14 +38,19 @@ def headline(table: Made) -> str:
     disks = {home.disks for home in plan.homes}
     racks = len({home.rack for home in plan.homes if home.rack})
     hosts = len({home.host for home in plan.homes if home.host})
-    where = f" on {hosts} hosts" if 0 < hosts < len(plan.homes) else ""
-    where += f" in {racks} racks" if racks else ""
+    where = f" on {_counted(hosts, 'host')}" if 0 < hosts < len(plan.homes) else ""
+    where += f" in {_counted(racks, 'rack')}" if racks else ""
     each = "/".join(map(str, sorted(disks))) + (" disk" if disks == {1} else " disks")
+    nodes = _counted(len(plan.homes), "node")
     return (
-        f"{len(plan.chains)} chains of {plan.replicas} over {len(plan.homes)} nodes{where}, "
+        f"{len(plan.chains)} chains of {plan.replicas} over {nodes}{where}, "
         f"{each} each, {plan.targets_per_disk} targets a disk"
         + (f": {_how(plan)}, in {table.seconds:.1f} s" if plan.method else "")
     )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def kept_apart(plan: Plan) -> str:
