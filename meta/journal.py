@@ -31,6 +31,9 @@ MAX_WAITING_BYTES = 64 << 20
 SLOTS = 1 << 14
 """Four times what an engine commits before it syncs by itself (``rocksdb.SYNC_COMMITS``)."""
 
+MAX_STEP = 1 << 16
+"""Of the epoch at a start: two that begin at the same backup of a database differ."""
+
 _POSITION = Struct("<QQQ")
 
 
@@ -75,7 +78,7 @@ class Journal:
         self.start = known or Place(secrets.randbits(63) | 1, 0, 0)
         """where it ended when this process began"""
         self.history = self.start.history
-        self.epoch = self.start.epoch + 1
+        self.epoch = self.start.epoch + 1 + secrets.randbelow(MAX_STEP)
         self.sequence = self.start.sequence
         """of the last commit"""
         self._records: list[tuple[int, int, bytes]] = []

@@ -27,8 +27,8 @@ from hillfire.types import ROOT_INODE
 
 log = logging.getLogger(__name__)
 
-LOG_EPOCHS = 1 << 20
-"""More starts than the lost database can have had since."""
+LOG_EPOCHS = 1 << 40
+"""More than the epoch of the lost database can have grown since; there are 2^64."""
 SKIPPED_INODES = 1 << 32
 """More than can have been created since; there are 2^64."""
 SKIPPED_EPOCHS = 1 << 16

@@ -22,7 +22,7 @@ from hillfire.meta.engine.rocksdb import RocksEngine
 from hillfire.meta.host import Host
 from hillfire.meta.journal import Journal
 from hillfire.meta.service import MetaService
-from hillfire.meta.ship import Shipper, newer_copy
+from hillfire.meta.ship import Shipper, refused_by
 from hillfire.meta.storage_client import StorageClient
 from hillfire.meta.truncates import Truncates
 from hillfire.proto.membership import Membership
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 CHAIN_TABLE = 1
 SKIPPED_SEQUENCES = 1 << 20
 """At each start: the last numbers may have been lost with the host's power, clients know them."""
-ASK_COPIES_S = 3.0
-"""How long a new database looks for one that it would take the place of."""
+ASK_COPIES_S = 2.0
+"""How long a database looks for a newer one that it would take the place of."""
 DRAIN_S = 2.0
 """At the end, for the copies to get the last records."""
 
@@ -133,7 +133,7 @@ class MetaServer:
         )
         await self._membership.start()
         self._cluster = self._membership.cluster
-        await self._require_first()
+        await self._require_newest()
         self._admitted = True
         directory.join(self._membership.cluster)
         collector = Collector(
@@ -202,23 +202,22 @@ class MetaServer:
         log.critical("event=metadata_outdated error=%r", str(error))
         self.failed.set()
 
-    async def _require_first(self) -> None:
-        """Refuse to serve an empty database in a cluster that has metadata.
+    async def _require_newest(self) -> None:
+        """Refuse to serve an empty or an older database in a cluster that has a newer one.
 
         Raises:
             Error: CONFIGURATION.
         """
-        assert self._membership is not None and self._directory is not None
-        if self._journal is None or self._directory.cluster:
+        if self._journal is None:
             return
         nodes = self._routing().nodes.values()
-        ask = [(n.id, n.endpoint) for n in nodes if n.kind is NodeKind.STORAGE and n.alive]
-        if found := await newer_copy(self._cluster, [(int(n), e) for n, e in ask], ASK_COPIES_S):
+        ask = [(int(n.id), n.endpoint) for n in nodes if n.kind is NodeKind.STORAGE and n.alive]
+        if reason := await refused_by(self._journal, self._cluster, ask, ASK_COPIES_S):
             raise Error(
                 Code.CONFIGURATION,
-                f"the database in {self._config.directory} is empty, but {found} has a copy of "
-                "this cluster's metadata: rebuild it with `hillfire meta restore --address "
-                f"{self._config.manager} --dir {self._config.directory}`",
+                f"the database in {self._config.directory} is not the cluster's newest, {reason}: "
+                f"rebuild it with `hillfire meta restore --address {self._config.manager} --dir "
+                f"{self._config.directory}` (with --force if it is to be put aside)",
             )
 
     def _lease_valid(self) -> bool:

@@ -145,11 +145,8 @@ class Copy:
         """
         journal, cluster = self._shipper.journal, self._shipper.cluster()
         at = await client.call(_POSITION, pb.LogRequest(cluster=cluster), CALL_TIMEOUT_S)
-        if at.history not in (0, journal.history) or at.epoch > journal.epoch:
-            text = (
-                f"node {self.node} keeps a copy of newer metadata (epoch {at.epoch}) than this "
-                "database is: rebuild it with `hillfire meta restore`"
-            )
+        if reason := refusal(at, journal):
+            text = f"node {self.node}: {reason}: rebuild it with `hillfire meta restore`"
             raise Error(Code.STALE, text)
         ours = at.history == journal.history
         if ours and at.epoch == journal.epoch and journal.has(at.sequence + 1):
@@ -157,6 +154,13 @@ class Copy:
         elif ours and (at.epoch, at.sequence) == journal.start[1:] and journal.has(at.sequence + 1):
             after, follows = at.sequence, at.epoch
         else:
+            if ours and (at.epoch, at.sequence) > journal.start[1:]:
+                log.error(
+                    "event=transactions_lost_here node=%d have=%s copy_had=%s",
+                    self.node,
+                    journal.start[1:],
+                    (at.epoch, at.sequence),
+                )
             after, follows = journal.sequence, 0
         self.complete = bool(at.complete and follows)
         if not self.complete:
@@ -371,11 +375,24 @@ class Shipper:
         )
 
 
-async def newer_copy(cluster: str, nodes: list[tuple[int, Endpoint]], timeout_s: float) -> str:
-    """Return which storage node has metadata of this cluster, empty if none that answers has.
+def refusal(at: pb.LogPosition, journal: Journal) -> str:
+    """Return why a database must not be served, if a copy at ``at`` shows that, else nothing.
 
-    For a service whose database has just been made: it must not take the place of one that is
-    lost and can be restored.
+    It is another database of the same cluster, or an older state of the same one: a backup, say.
+    """
+    if at.history not in (0, journal.history):
+        return "it has a copy of other metadata than this database"
+    if at.epoch > journal.start.epoch and at.epoch != journal.epoch:
+        return "it has a copy of newer metadata than this database"
+    return ""
+
+
+async def refused_by(
+    journal: Journal, cluster: str, nodes: list[tuple[int, Endpoint]], timeout_s: float
+) -> str:
+    """Return which node shows that a database must not be served, and why, else nothing.
+
+    Nodes that do not answer are passed over: they are asked again when there are copies to make.
     """
 
     async def ask(number: int, endpoint: Endpoint) -> str:
@@ -386,7 +403,8 @@ async def newer_copy(cluster: str, nodes: list[tuple[int, Endpoint]], timeout_s:
             return ""
         finally:
             await client.close()
-        return f"storage node {number} ({endpoint.grpc})" if at.history else ""
+        reason = refusal(at, journal)
+        return f"storage node {number} ({endpoint.grpc}): {reason}" if reason else ""
 
     answers = await asyncio.gather(*(ask(*each) for each in nodes))
     return next((answer for answer in answers if answer), "")

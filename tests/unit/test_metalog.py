@@ -1,6 +1,7 @@
 """Copies of the metadata's log: what a node takes and refuses, what a restore chooses. 10 s."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from hillfire.meta.host import Host
 from hillfire.meta.journal import Journal
 from hillfire.meta.restore import LOG_EPOCHS, SKIPPED_EPOCHS, SKIPPED_INODES, copies_in, restore
 from hillfire.meta.server import prepare
-from hillfire.meta.ship import Snapshot
+from hillfire.meta.ship import Snapshot, refusal
 from hillfire.proto import meta_pb2 as pb
 from hillfire.proto import metalog_files as files
 from hillfire.proto import metalog_format as form
@@ -167,7 +168,7 @@ def test_a_restore_leaps_ahead_of_everything_that_was_given_out(tmp_path: Path) 
     try:
         journal = Journal(engine)
         assert journal.history == source.journal.history
-        assert journal.epoch == source.journal.epoch + LOG_EPOCHS + 1
+        assert journal.epoch > source.journal.epoch + LOG_EPOCHS
         assert journal.sequence == source.journal.sequence
         host = Host(engine, chunk_bytes=65536, stripe=4)
         assert host.new_inode() >= number + SKIPPED_INODES
@@ -298,7 +299,34 @@ def test_copies_go_to_other_hosts_first() -> None:
     assert choose(nodes, [], 4, "m") == [102, 104, 101, 103]
     assert choose(nodes, [NodeId(103)], 2, "m") == [103, 104]
     assert choose(nodes, [NodeId(105), NodeId(9)], 2, "m") == [105, 102], "the dead one has a while"
+    racked = {each.id: replace(each, rack="ab"[each.id % 2]) for each in made}
+    assert choose(racked, [NodeId(102)], 2, "m") == [102, 104], "another host before another rack"
+    racked[NodeId(106)] = replace(node(106, "d"), rack="b")
+    assert choose(racked, [NodeId(102)], 2, "m") == [102, 106]
     assert choose(nodes, [], 9, "m") == [102, 104, 101, 103]
+
+
+def test_an_empty_and_an_older_database_are_known_by_the_copies(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    source.ship()
+    source.snapshot()
+
+    def said(journal: Journal) -> str:
+        at = source.copy.position()
+        message = messages.LogPosition(history=at.history, epoch=at.epoch, sequence=at.sequence)
+        return refusal(message, journal)
+
+    backup = MemoryEngine()
+    transact(backup, lambda txn: txn._writes.update(source.engine.freeze()))
+    assert said(source.journal) == "" == said(Journal(backup)), "no start has come in between"
+    restarted = Journal(source.engine)
+    source.file(b"after the backup")
+    source.journal, source.shipped = restarted, restarted.start.sequence
+    source.ship(follows=restarted.start.epoch)
+    assert said(restarted) == ""
+    assert "newer metadata" in said(Journal(backup))
+    assert "other metadata" in said(Journal(MemoryEngine()))
+    assert refusal(messages.LogPosition(), Journal(MemoryEngine())) == "", "the first of all"
 
 
 def test_what_status_says_of_copies() -> None:
