@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from crc32c import crc32c
+
 from hillfire.client import reading, writing
 from hillfire.client.actions import Action, Call, Exchange, Operation, Outcome, Pause
 from hillfire.client.core import Core
@@ -25,6 +27,7 @@ from hillfire.proto.wire.chunks import (
     WRITE_ITEMS,
     WRITE_RESULTS,
 )
+from hillfire.proto.wire.chunks import Kind as Update
 from hillfire.region import Region
 from hillfire.types import ChunkId, InodeId, chunk_id
 from tests.history import Kind
@@ -56,6 +59,9 @@ class Client(Process):
         """operations under way"""
         self._random: Random = world.scheduler.stream(self.name)
         self._epochs: dict[int, int] = {}
+        self._versions: dict[tuple[ChunkId, int], int] = {}
+        """as answers told them, by chunk and CRC32C of what was written, or offset of what was
+        read: they only help the checker, which believes none of them"""
 
     def boot(self) -> None:
         """Begin as a client that nobody knew before."""
@@ -69,6 +75,7 @@ class Client(Process):
         )
         self.busy = 0
         self._epochs = {}
+        self._versions = {}
         self.run_operation(self.core.first_routing(), self._ready)
 
     def dead(self) -> None:
@@ -152,11 +159,14 @@ class Client(Process):
                 world.story.tell(self.name, f"writes stamp {stamp} to {cells}")
 
         def done(results: Any) -> None:
-            for operation, result in zip(recorded, results, strict=True):
+            for place, entry, operation, result in zip(
+                places, entries, recorded, results, strict=True
+            ):
                 if isinstance(result, Error):
                     world.checks.failed(self, operation, result)
                 else:
-                    world.recorder.returned(operation)
+                    key = _chunk(place[0], place[1]), crc32c(entry[2].region.view)
+                    world.recorder.returned(operation, version=self._versions.pop(key, None))
                 self._told(operation, result)
             self.finished()
 
@@ -191,7 +201,9 @@ class Client(Process):
                     world.checks.failed(self, operation, result)
                 else:
                     content = stamps.seen(entry[2].region.view, place[2], place[3])
-                    world.recorder.returned(operation, content=content)
+                    key = _chunk(place[0], place[1]), BOUNDS[place[2]]
+                    version = self._versions.pop(key, None)
+                    world.recorder.returned(operation, content=content, version=version)
                 self._told(operation, result)
             if then is not None:
                 then()
@@ -254,14 +266,12 @@ class Client(Process):
         world, rng, plan = self.world, self._random, self.world.plan
         inode, index = rng.choice(plan.inodes), rng.randrange(plan.chunks)
         chain = world.layout.chain_of(index)
-        others = [
-            (i, n) for i in plan.inodes for n in range(plan.chunks)
-            if (i, n) != (inode, index) and world.layout.chain_of(n) == chain
-        ]  # fmt: skip
-        if not others:
-            self.finished()
+        # Chunks go in pairs: the checker judges together what clones connect.
+        other = index + plan.chains * (1 if index // plan.chains % 2 == 0 else -1)
+        source = (inode, other) if other < plan.chunks else (plan.inodes[-1], index)
+        if source == (inode, index) or (other >= plan.chunks and inode != plan.inodes[0]):
+            self.read()
             return
-        source = rng.choice(others)
         recorded = world.recorder.invoke(
             self.name, world.key(inode, index), Kind.CLONE, source=world.key(*source)
         )
@@ -356,10 +366,15 @@ class Client(Process):
             if isinstance(value, Error):
                 answered(Outcome(b"", value, False))
             elif request.method == READ:
+                for item, (result, _) in zip(body[0], value, strict=True):
+                    self._versions[item.chunk, item.offset] = result.version
                 for part, (_, data) in zip(request.destinations, value, strict=True):
                     part.region.view[part.offset : part.offset + len(data)] = self._received(data)
                 answered(Outcome(READ_RESULTS.pack([r for r, _ in value]), None, False))
             elif request.method == WRITE:
+                for item, result in zip(body[0], value, strict=True):
+                    if item.kind == Update.WRITE and not result.code:
+                        self._versions[item.chunk, item.checksum] = result.version
                 answered(Outcome(WRITE_RESULTS.pack(value), None, False))
             else:
                 answered(Outcome(_encoded(value), None, False))

@@ -315,16 +315,16 @@ class Faults:
         away_s = self._away_s() + 0.01
 
         def again() -> None:
-            if not self.plan.durable and self.on and self._counts(node):
+            if not node.dark:
+                return  # all was healed, and nothing lost
+            if not self.plan.durable and self._counts(node):
                 self._come_back(node)
                 return
             node.dark = False
-            if self.plan.durable or not self._counts(node):
-                node.disk.lose_power()
-                self.world.coverage.count("disks that lost power")
-                self.world.story.tell(node.name, "what was not synced is lost, in part")
-            if self.on:
-                node.start()
+            node.disk.lose_power()
+            self.world.coverage.count("disks that lost power")
+            self.world.story.tell(node.name, "what was not synced is lost, in part")
+            node.start()
 
         self.world.scheduler.later(away_s, again)
 

@@ -146,6 +146,8 @@ class StorageNode(Member):
         assert store is not None
 
         def job() -> tuple[ReadResult, bytes]:
+            if home.store is not store:  # opened anew since
+                return ReadResult(Code.NOT_SERVING, 0, 0, 0), b""
             into = memoryview(bytearray(length))
             try:
                 found = store.read(item.chunk, item.offset, into)
@@ -268,10 +270,13 @@ class StorageNode(Member):
 
     def _list(self, body: Any, reply: Reply) -> None:
         chain, chain_version, after, limit = body
-        store = self._active(chain, chain_version).store
+        home = self._active(chain, chain_version)
+        store = home.store
         assert store is not None
 
         def page() -> None:
+            if home.store is not store:
+                return
             pending = {chunk: int(each.version) for chunk, each in store.pending()}
             found = store.scan(ChunkId(after) if after else None, limit)
             records = {
