@@ -66,12 +66,13 @@ def resync(cluster: Cluster, mib: int) -> float:
     serves = time.monotonic()
     os.sync()
     took = time.monotonic() - began
+    from_up_s = time.monotonic() - started
     print(
         f"  resync: node up after {started - began:.2f} s, serves after {serves - began:.2f} s, "
-        f"synced after {took:.2f} s: {mib / (time.monotonic() - started):.0f} MiB/s from when it is up",
+        f"synced after {took:.2f} s: {mib / from_up_s:.0f} MiB/s from when it is up",
         flush=True,
     )
-    return mib / (time.monotonic() - started)
+    return mib / from_up_s
 
 
 def copy(cluster: Cluster, mib: int) -> float:
@@ -84,8 +85,10 @@ def copy(cluster: Cluster, mib: int) -> float:
     os.sync()
     took = time.monotonic() - began
     size = sum(path.stat().st_blocks * 512 for path in target.rglob("*") if path.is_file())
-    print(f"  cp: {copied - began:.2f} s, synced after {took:.2f} s, {size / MIB:.0f} MiB allocated",
-          flush=True)  # fmt: skip
+    print(
+        f"  cp: {copied - began:.2f} s, synced after {took:.2f} s, {size / MIB:.0f} MiB allocated",
+        flush=True,
+    )
     shutil.rmtree(target)
     os.sync()
     return mib / took
@@ -122,14 +125,17 @@ def rate(loads: list[Load], seconds: float) -> list[float]:
 
 
 def foreground(cluster: Cluster, mib: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Return MiB/s of writes and reads without and with a resync beside them, both with two
-    replicas serving."""
-    empty(cluster)
+    """Return MiB/s of writes and reads without and with a resync beside them.
+
+    A write passes through three replicas both times: a target that is being brought up to date
+    takes part in writes.
+    """
     loads = [Load(cluster, True), Load(cluster, False)]
     for load in loads:
         load.start()
     time.sleep(1)
     alone = rate(loads, seconds)
+    empty(cluster)
     cluster.start(AWAY)
     known = 0
     while not any("SYNCING" in str(chain) for chain in cluster.routing(known).chains.values()):
@@ -142,16 +148,25 @@ def foreground(cluster: Cluster, mib: int, seconds: float) -> tuple[list[float],
             print(f"  the resync ended after {time.monotonic() - began:.1f} s")
             break
         beside.append(found)
+    began = time.monotonic()
+    cluster.wait(timeout_s=600)
+    rest_s = time.monotonic() - began
+    again = rate(loads, seconds)
     for load in loads:
         load.ending = True
     for load in loads:
         load.join()
-    began = time.monotonic()
-    cluster.wait(timeout_s=600)
+    means = [statistics.mean(values) for values in zip(*beside, strict=True)]
     print(
-        f"  alone {alone}, beside {beside}, the rest of the resync {time.monotonic() - began:.1f} s"
+        f"  writes, reads: {_shown(alone)} before, {_shown(means)} beside a resync, which took "
+        f"{rest_s:.1f} s more, {_shown(again)} after it",
+        flush=True,
     )
-    return alone, [statistics.mean(values) for values in zip(*beside, strict=True)]
+    return [statistics.mean(pair) for pair in zip(alone, again, strict=True)], means
+
+
+def _shown(rates: list[float]) -> str:
+    return ", ".join(f"{each:.0f}" for each in rates) + " MiB/s"
 
 
 def main() -> None:
