@@ -285,9 +285,9 @@ class Client(Process):
             self._told(recorded, result)
             self.finished()
 
-        name, other = _chunk(inode, index), _chunk(*source)
+        name, origin = _chunk(inode, index), _chunk(*source)
         epoch = self._extent(inode).epoch
-        operation = extras.clone(self.core, chain, other, name, epoch, CHUNK_BYTES)
+        operation = extras.clone(self.core, chain, origin, name, epoch, CHUNK_BYTES)
         self.run_operation(operation, done)
 
     def read_relaxed(self) -> None:

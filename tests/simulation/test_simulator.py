@@ -17,14 +17,24 @@ from hillfire.meta.manager import chains, decide, lease
 from hillfire.meta.manager import core as manager
 from hillfire.proto import lease as node_lease
 from hillfire.storage import comparison, cuts, lifecycle, recovery
-from hillfire.storage.craq import admission, channels, repair, replica
-from hillfire.storage.store import memory
+from hillfire.storage.craq import (
+    admission,
+    channels,
+    healing,
+    locking,
+    passing,
+    repair,
+    replica,
+    table,
+)  # fmt: skip
+from hillfire.storage.store import engine, memory
 from tests.simulation.world import World
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
     core, plan, reading, retry, writing, chains, decide, lease, manager, node_lease, comparison,
-    cuts, lifecycle, recovery, admission, channels, repair, replica, memory,
+    cuts, lifecycle, recovery, admission, channels, healing, locking, passing, repair, replica,
+    table, memory, engine,
 )  # fmt: skip
 
 
