@@ -1,17 +1,21 @@
 """The shell of one target on a store in memory. Budget: 5 s."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from crc32c import crc32c
 
 from hillfire.cluster import Chain, PublicState, Routing
+from hillfire.errors import Code
 from hillfire.proto.wire.chunks import Kind, WriteItem
-from hillfire.storage.craq import events
+from hillfire.storage.craq import effects, events
 from hillfire.storage.dataplane import DataPlane
 from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Pools
 from hillfire.storage.shell import TargetShell
+from hillfire.storage.store.base import Image, Update
 from hillfire.storage.store.memory import MemoryStore
 from hillfire.storage.throttle import Meter
 from hillfire.types import ChainId, TargetId, chunk_id
@@ -49,3 +53,42 @@ def test_tags_of_idle_clients_are_forgotten_in_table_and_store() -> None:
 
     with ThreadPoolExecutor(2) as executor:
         asyncio.run(asyncio.wait_for(work(executor), 10))
+
+
+@pytest.mark.parametrize("where", ["handle", "effect", "store"])
+def test_an_exception_that_should_not_be_answers_who_waits_and_stops_the_target(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(MemoryStore):
+        def prepare(self, updates: Sequence[Update]) -> list[Image | Exception]:
+            raise ZeroDivisionError
+
+    async def work(executor: ThreadPoolExecutor) -> None:
+        store = Broken() if where == "store" else MemoryStore()
+        stops: list[effects.Stop] = []
+        shell = TargetShell(
+            TargetId(1), store, peers=Peers(), pools=Pools(1 << 20), executor=executor,
+            routing=lambda: Routing("", 0), stopped=lambda _, stop: stops.append(stop),
+            poke=lambda: None,
+        )  # fmt: skip
+        shell.routing_changed(Chain(ChainId(1), 2, ((TargetId(1), PublicState.SERVING),)))
+        if where == "handle":
+            shell.replica._arrive = None  # type: ignore[assignment,method-assign]
+        elif where == "effect":
+            shell.threads.submit = None  # type: ignore[assignment,method-assign]
+        data = DataPlane(lambda chain: shell, lambda: True, Meter())
+        payload = b"x" * 100_000  # not inline
+        item = WriteItem(
+            CHUNK, 1, 2, Kind.WRITE, 0, len(payload), crc32c(payload), 0, 1 << 20, 9, 0, 1
+        )
+        results = await asyncio.wait_for(
+            data.update(1, [item], [memoryview(payload)], events.WritesArrived, 5), 5
+        )
+        assert results[0].code in (Code.NOT_SERVING, Code.IO)
+        assert len(stops) == 1 and shell.replica.stopped is not None
+        again = await data.update(1, [item], [memoryview(payload)], events.WritesArrived, 5)
+        assert again[0].code == Code.NOT_SERVING
+
+    with ThreadPoolExecutor(2) as executor:
+        asyncio.run(asyncio.wait_for(work(executor), 10))
+    assert "event=defect" in caplog.text or "event=store_failed" in caplog.text
