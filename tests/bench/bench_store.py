@@ -2,7 +2,8 @@
 
     python tests/bench/bench_store.py [--directory DIR] [--seconds 2] [--json]
 
-One process, one copy, nothing synced: what a storage node does for each replica. Each row names
+One process, one copy, nothing synced but by checkpoints of the log, which are part of every figure:
+what a storage node does for each replica. Each row names
 its limit, measured in the same run: pwrite and preadv over a file of the same size in the same
 cache state, memcpy. Never a pass or fail.
 """
@@ -247,8 +248,10 @@ def one_store(directory: Path, seconds: float, direct: bool) -> list[Row]:
         for chunk in writer.names:  # small pages, as small reads leave them
             for at in range(0, MIB, 65536):
                 store.read(chunk, at, region.view[:65536])
-        value = rate(seconds, writer.overwrites)
-        rows.append(Row("overwrite 4 KiB at random, batches of 64", value, "/s", mode))
+        for batch in (256, 64, 1):
+            value = rate(seconds, partial(writer.overwrites, batch))
+            what = f"overwrite 4 KiB at random, batches of {batch}"
+            rows.append(Row(what, value, "/s", mode))
         for size in (4096, 65536):
             value = rate(seconds, partial(writer.appends, size)) / 2**30
             rows.append(Row(f"append {size // 1024} KiB, batches of 16", value, "GiB/s", mode))
@@ -264,6 +267,22 @@ def one_store(directory: Path, seconds: float, direct: bool) -> list[Row]:
     open_store(directory).close()
     rows.append(Row(f"open {CHUNKS}+ chunks", time.perf_counter() - start, "s", mode))
     return rows
+
+
+def durable(directory: Path, seconds: float) -> list[Row]:
+    """Small overwrites that are on the disk when they return."""
+    store = open_store(directory, durable=True)
+    try:
+        writer = Writer(store, 1)
+        for _ in range(CHUNKS // 4):
+            writer.whole()
+        rows = []
+        for batch in (256, 1):
+            value = rate(seconds, partial(writer.overwrites, batch))
+            rows.append(Row(f"overwrite 4 KiB, batches of {batch}", value, "/s", "durable"))
+        return rows
+    finally:
+        store.close()
 
 
 def three_stores(directory: Path, seconds: float, direct: bool) -> list[Row]:
@@ -321,6 +340,7 @@ def main() -> None:
         for direct in (False, True):
             rows += one_store(directory / f"one-{direct}", options.seconds, direct)
             rows += three_stores(directory / f"three-{direct}", options.seconds, direct)
+        rows += durable(directory / "durable", options.seconds)
     if options.json:
         json.dump([row._asdict() for row in rows], sys.stdout, indent=2)
         return
