@@ -271,7 +271,7 @@ def _carry_out(world: World, faults: Iterator[Fault], paths: list[str]) -> None:
         began = time.monotonic()
         fault(world)
         world.done.append((fault.__name__, began, time.monotonic()))
-        print(f"  {fault.__name__:<24} {time.monotonic() - began:5.1f} s", flush=True)
+        print(f"  {fault.__name__:<30} {time.monotonic() - began:5.1f} s", flush=True)
         if number % FAULTS_A_FILE == 0:
             paths.append(f"/f{len(paths)}")
             prepare(world.cluster.address, paths[-1])
@@ -289,6 +289,10 @@ def _tell(
         f"{full} told that there is no space), the longest took {longest:.1f} s; "
         f"{compared} chunks alike on all replicas"
     )
+    for each in sorted(operations, key=lambda each: each.invoked - (each.returned or 0))[:3]:
+        if each.returned is not None:
+            took = (each.returned - each.invoked) / 1e9
+            print(f"    {took:.1f} s: {each.client} {each.key} {each.describe()}")
     worst = sorted(_waits(world, operations).items(), key=lambda pair: -pair[1])[:6]
     print("  longest waits: " + ", ".join(f"{name} {took:.1f} s" for name, took in worst))
     for what, seconds in sorted(world.figures.items()):
