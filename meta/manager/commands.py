@@ -152,7 +152,7 @@ def _min_serving(routing: Routing, command: Command) -> Taken:
 
 
 def _accept_loss(routing: Routing, command: Command) -> Taken:
-    """Give up a last-serving target: what only it has is lost, and another one serves.
+    """Give up a last-serving target (R70): what only it has is lost, and another one serves.
 
     Source: design.md section 5 ("Giving up on a last-serving target is an explicit, recorded
     command").

@@ -106,13 +106,15 @@ class Manager:
         now_ns: int,
         led_until_ns: int = ev.FOREVER,
         on_row: OnRow = None,
+        on_rule: Callable[[int], None] | None = None,
     ) -> None:
         """Begin with what the last manager stored, every node that was alive given a full lease.
 
         Nothing is answered before ``Announced``. ``on_row`` is told which rows of the state table
-        decided something.
+        decided something, ``on_rule`` which of ``rules.RULES``.
         """
         self._on_row = on_row
+        self._on_rule = on_rule
         self.settings = settings
         self.routing = routing
         self.decisions = deque(decisions, maxlen=MAX_DECISIONS)
@@ -160,8 +162,11 @@ class Manager:
         """Take an event; return what has to be done, in this order."""
         now_ns = self._now_ns = max(self._now_ns, event.now_ns)
         self._out = []
-        self.leases.look(now_ns)
+        if self.leases.look(now_ns):
+            self._rule(64)
         if isinstance(event, _REQUESTS) and not self.leads(now_ns):
+            if self._announced:
+                self._rule(65)
             self._refuse(event.request, self._why_not())
         else:
             _DOES[type(event)](self, event)
@@ -231,6 +236,7 @@ class Manager:
             text = f"another process is node {id}: register first"
             return self._refuse(event.request, Error(Code.NOT_FOUND, text))
         if id in self._condemned:
+            self._rule(61)
             text = f"node {id} is being declared dead: try again"
             return self._refuse(event.request, Error(Code.UNAVAILABLE, text))
         self.leases.renew(id, self._now_ns)
@@ -239,6 +245,8 @@ class Manager:
             self._out.append(ev.Wake())
         newer = routing if event.known_version < routing.version else None
         over = self.sessions.ended(event.idle_clients, self._now_ns)
+        if over:
+            self._rule(71)
         self._out.append(ev.Answer(event.request, ev.Beat(newer, over)))
 
     def _on_exit(self, event: ev.ExitAttested) -> None:
@@ -374,6 +382,7 @@ class Manager:
         """
         now_ns = self._now_ns
         if not self.leases.settled(now_ns):
+            self._rule(63)
             return
         alive = self.leases.alive(now_ns) - self._condemned
         space = now_ns >= self._space_ns
@@ -386,7 +395,11 @@ class Manager:
         self._evaluated = alive
         if space:
             self._space_ns = now_ns + SPACE_INTERVAL_NS
+        if left:
+            self._rule(67)
         new = orders.settled(draft.routing)
+        if new is not draft.routing:
+            self._rule(68)
         new = (
             decide.evaluate(new, alive, self.said, space=space, left=left, on_row=self._on_row)
             or new
@@ -395,10 +408,15 @@ class Manager:
         if self.settings.rotate:
             calm_ns = CALM_LEASES * self.settings.lease_ns
             if now_ns >= self._changed_ns + calm_ns:
-                new = orders.rotated(new)
+                new, before = orders.rotated(new), new
+                if new is not before:
+                    self._rule(69)
         draft.routing = new
         published = self.routing.nodes.values()
-        draft.dead |= {n.id for n in published if n.alive and not new.nodes[n.id].alive}
+        dead = {n.id for n in published if n.alive and not new.nodes[n.id].alive}
+        if dead:
+            self._rule(60)
+        draft.dead |= dead
 
     def _apply(self, draft: _Draft, waits: _Waits) -> None:
         """Do what one request asks for, or leave it in the queue."""
@@ -438,6 +456,7 @@ class Manager:
                 assert known is not None
                 if known != self.routing.nodes.get(node.id) and known.alive:
                     raise Error(Code.BUSY, f"another process has just become node {node.id}")
+                self._rule(62)
                 self._end(known)
                 self._evaluate(draft)
                 if draft.routing.nodes[node.id].alive:
@@ -451,6 +470,8 @@ class Manager:
 
     def _command(self, draft: _Draft, event: ev.Commanded) -> bool:
         taken = commands.apply(draft.routing, event.command)
+        if taken.loss:
+            self._rule(70)
         if taken.routing is not draft.routing:
             draft.routing = taken.routing
             decision = Decision(
@@ -509,6 +530,7 @@ class Manager:
             if not self._is_gone(node):  # it hears only now that it is entered
                 self.leases.renew(node.id, self._now_ns)
         self.decisions.extend(draft.decisions)
+        self._rule(66)
         self._out.append(ev.Publish(self.routing))
         self._out += changes.told(before, self.routing)
         self._note_times(before)
@@ -550,6 +572,10 @@ class Manager:
                 self._ordered_ns.pop(target.id, None)
             else:
                 self._ordered_ns.setdefault(target.id, self._now_ns)
+
+    def _rule(self, number: int) -> None:
+        if self._on_rule is not None:
+            self._on_rule(number)
 
     def _refuse(self, request: int, error: Error) -> None:
         self._out.append(ev.Refuse(request, error.code, str(error.strerror)))

@@ -57,13 +57,18 @@ class Leases:
         self._until.pop(node, None)
         self._unheard.discard(node)
 
-    def look(self, now_ns: int) -> None:
-        """Note that the manager runs; if it was paused, start every running lease anew."""
-        if now_ns - self._looked_ns > self._length_ns // PAUSE_FRACTION:
+    def look(self, now_ns: int) -> bool:
+        """Note that the manager runs; if it was paused, start every running lease anew (R64).
+
+        Returns whether it was.
+        """
+        paused = now_ns - self._looked_ns > self._length_ns // PAUSE_FRACTION
+        if paused:
             for node, until_ns in self._until.items():
                 if until_ns > self._looked_ns:
                     self._until[node] = now_ns + self._length_ns
         self._looked_ns = now_ns
+        return paused
 
     def running(self, node: NodeId, now_ns: int) -> bool:
         """Whether a node has to be taken for alive."""

@@ -46,7 +46,7 @@ def spare(routing: Routing, chain: Chain) -> int:
 
 
 def settled(routing: Routing) -> Routing:
-    """Take back the orders that are done, or that would keep a chain from serving."""
+    """Take back the orders that are done, or that would keep a chain from serving (R68)."""
     orders: dict[TargetId, Order] = {}
     for target in routing.targets.values():
         if not target.withdrawn:
@@ -77,7 +77,7 @@ def drained(routing: Routing) -> Routing:
 
 
 def to_rotate(routing: Routing, chain: Chain, least: int) -> TargetId | None:
-    """Return the head that has to go to the tail so that the preferred one becomes head.
+    """Return the head that has to go to the tail so that the preferred one becomes head (R69).
 
     Only when all members serve and at least ``least`` of them do. The order among targets that
     serve is never changed otherwise: each must have everything that its successors have.

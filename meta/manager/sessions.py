@@ -49,7 +49,7 @@ class Sessions:
         self._until = dict.fromkeys(self._until, self._grace_ns)
 
     def ended(self, clients: Iterable[int], now_ns: int) -> tuple[int, ...]:
-        """Return those of ``clients`` whose sessions are over; nobody's in the time of grace."""
+        """Return those of ``clients`` whose sessions are over (R71); none in the time of grace."""
         if now_ns < self._grace_ns:
             return ()
         return tuple(each for each in clients if self._until.get(each, 0) <= now_ns)

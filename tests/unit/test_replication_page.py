@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hillfire.meta.manager import chains
+from hillfire.meta.manager import rules as manager_rules
 from hillfire.storage.craq.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,14 @@ def rules_table() -> str:
     for number, rule in RULES.items():
         place = rule.place.replace(".", "/")
         rows.append(f"| R{number} | {rule.sentence} | `{place}.py` | {rule.source} |")
+    return "\n".join(rows)
+
+
+def manager_table() -> str:
+    """Return the manager's rules as the page has to have them."""
+    rows = ["| rule | says | in `meta/manager/` | source |", "|---|---|---|---|"]
+    for number, rule in manager_rules.RULES.items():
+        rows.append(f"| R{number} | {rule.sentence} | `{rule.place}.py` | {rule.source} |")
     return "\n".join(rows)
 
 
@@ -43,7 +52,11 @@ def _shown(name: str) -> str:
     return name.lower().replace("_", "-").replace("up-to-date", "up to date")
 
 
-TABLES: dict[str, Callable[[], str]] = {"rules": rules_table, "states": states_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "rules": rules_table,
+    "manager": manager_table,
+    "states": states_table,
+}
 
 
 def section(name: str) -> re.Pattern[str]:
@@ -61,6 +74,11 @@ def test_a_table_is_the_code_s(name: str) -> None:
 def test_every_rule_is_cited_where_it_is_carried_out() -> None:
     for number, rule in RULES.items():
         path = ROOT / "storage" / f"{rule.place.replace('.', '/')}.py"
+        named = re.search(rf"\bR{number}\b|rule\({number}\)", path.read_text())
+        assert named, f"{path} does not name R{number}"
+    assert not RULES.keys() & manager_rules.RULES.keys()
+    for number, place in ((n, rule.place) for n, rule in manager_rules.RULES.items()):
+        path = ROOT / "meta" / "manager" / f"{place}.py"
         named = re.search(rf"\bR{number}\b|rule\({number}\)", path.read_text())
         assert named, f"{path} does not name R{number}"
 
