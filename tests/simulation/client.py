@@ -307,6 +307,18 @@ class Client(Process):
         )  # fmt: skip
         self.run_operation(operation, done)
 
+    def sync_now(self, inode: int, then: Callable[[], None]) -> None:
+        """Make a whole file durable, whatever it takes."""
+        extent = self._extent(inode)
+
+        def done(result: Any) -> None:
+            if isinstance(result, Error):
+                self.sync_now(inode, then)
+            else:
+                then()
+
+        self.run_operation(writing.sync(self.core, extent, 0, extent.length), done)
+
     def _told(self, operation: Recorded, result: Any) -> None:
         if self.world.story.on:
             self.world.story.tell(self.name, f"{operation.describe()}: {_shown(result)}")

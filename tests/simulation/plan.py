@@ -59,6 +59,8 @@ class Plan:
         self.engine = rng.random() < 0.6
         """production's chunk store, and not the memory store"""
         self.durable = self.engine and rng.random() < 0.2
+        self.blackout = self.engine and rng.random() < 0.3
+        """whether all hosts lose their power at the end, once all was synced"""
         self.segment_bytes = rng.choice((16, 64, 512)) * 1024
         known = FAULTS + (DISK_FAULTS if self.engine else ()) + DISK_FAULTS * self.durable
         kinds = rng.sample(sorted(set(known)), rng.randint(2, 6))

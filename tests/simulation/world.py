@@ -1,6 +1,7 @@
 """World: a cluster, its clients, its network and its bad luck, from one seed."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from hillfire.cluster import (
     Chain,
@@ -119,10 +120,31 @@ class World:
         reads = len(self.storage())
         for _ in range(reads):
             self._read_all()
+        self._rest()
+        if self.plan.blackout:
+            self._black_out()
+            self._read_all()
+            self._rest()
+        self.checks.linearizable()
+
+    def _rest(self) -> None:
         self.scheduler.run(0.5)
         self._until("nothing is under way", HEAL_S, self._idle)
         self.checks.at_rest()
-        self.checks.linearizable()
+
+    def _black_out(self) -> None:
+        """Everything was synced, then all hosts lose their power at once: nothing may be lost."""
+        left = set(self.plan.inodes)
+        for inode in self.plan.inodes:
+            self.clients[0].sync_now(inode, partial(left.discard, inode))
+        self._until("the last sync", HEAL_S, lambda: not left)
+        self.coverage.count("blackouts")
+        for node in self.storage():
+            node.kill("loses its power, as all do")
+            node.disk.lose_power()
+        for node in self.storage():
+            node.start()
+        self._until("every chain serves after a blackout", HEAL_S, self.checks.whole)
 
     def _until(self, what: str, seconds: float, enough: object) -> None:
         if not self.scheduler.run(seconds, enough):  # type: ignore[arg-type]
