@@ -116,6 +116,26 @@ class Core:
         self._requests = count(1)
         self.hold = set()
         self.handles = {}
+        self._leased_until = 0.0
+        self._lapsed = False
+        self.confirmed: set[int] = set()
+        """inodes that were found to be there still after this client's session had lapsed"""
+
+    def renewed(self, sent: float, lease_s: float) -> None:
+        """Note that a heartbeat sent at ``sent`` was answered: the session runs from then on."""
+        if 0 < self._leased_until < sent:  # it may have run out meanwhile: a pause, a partition
+            self._lapsed = True
+            self.confirmed.clear()
+        self._leased_until = sent + lease_s
+
+    @property
+    def leased(self) -> bool:
+        """Whether the metadata service is sure to count this client as alive, if it ever did."""
+        return not 0 < self._leased_until < self.clock()
+
+    def doubts(self, inode: int) -> bool:
+        """Tell whether a file that is open here may have been removed behind this client's back."""
+        return not self.leased or (self._lapsed and inode not in self.confirmed)
 
     def held(self) -> set[int]:
         """Return every inode that this client has open."""

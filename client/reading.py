@@ -16,6 +16,7 @@ from hillfire.client.core import Core
 from hillfire.client.plan import Batch, Extent, Piece
 from hillfire.client.retry import History, Verdict, after_read
 from hillfire.errors import Code, Error
+from hillfire.proto import meta_pb2
 from hillfire.proto.wire.base import Part, Request
 from hillfire.proto.wire.chunks import READ, READ_ITEMS, READ_RESULTS
 from hillfire.region import Region
@@ -39,6 +40,7 @@ class Round:
         "patient",
         "refresh",
         "results",
+        "short",
         "todo",
     )
 
@@ -49,6 +51,8 @@ class Round:
         self.results: list[Result] = [0] * entries
         self.histories: dict[Piece, History] = {}
         self.todo: list[Piece] = []
+        self.short: list[Piece] = []
+        """pieces with bytes that are not stored, of files that may have gone"""
         self.delay_s = 0.0
         self.refresh = False
         self.patient = True
@@ -110,6 +114,8 @@ def read_batch(
         outcomes = yield Exchange([_call(core, single, work.deadline)])
         _settle(work, single, outcomes[0])
         if not work.todo:
+            if work.short:
+                yield from _confirm(work)
             return results
         yield from work.between()
     else:
@@ -127,7 +133,36 @@ def read_batch(
                 _settle(work, batch, outcome)
         if work.todo:
             yield from work.between()
+    if work.short:
+        yield from _confirm(work)
     return results
+
+
+def _confirm(work: Round) -> Operation[None]:
+    """Fail the reads of files that went while this client was not counted as alive.
+
+    What is not stored reads as zeros, but the chunks of a file that was removed are not stored
+    either: a mount that was paused for longer than its session must not take one for the other.
+    """
+    core = work.core
+    inodes: dict[int, list[Piece]] = {}
+    for piece in work.short:
+        inodes.setdefault(int.from_bytes(piece.chunk[2:10], "big"), []).append(piece)
+    for number, pieces in inodes.items():
+        error: Error | None = None
+        try:
+            leased = core.leased
+            request = meta_pb2.StatRequest(inode=number)
+            inode = yield from core.meta("Stat", request, work.deadline)
+            if not inode.links:  # its chunks may be on their way out
+                error = Error(Code.STALE, f"inode {number} was removed while we were away")
+            elif leased:
+                core.confirmed.add(number)
+        except Error as exc:
+            error = exc
+        if error is not None:
+            for piece in pieces:
+                work.fail(piece.item, error)
 
 
 def _plan_single(core: Core, entry: Entry) -> Batch | None:
@@ -261,6 +296,8 @@ def _settle(work: Round, batch: Batch, outcome: Outcome) -> None:
                 error = Error(Code.CHECKSUM, "bytes changed on their way from the storage node")
             elif filled < length:
                 region.view[place + filled : place + length] = bytes(length - filled)
+                if work.core.doubts(int.from_bytes(piece.chunk[2:10], "big")):
+                    work.short.append(piece)
                 continue
             else:
                 continue

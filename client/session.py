@@ -49,6 +49,7 @@ class Session:
         if self._known != core.client or core.clock() >= self._known_until:
             yield from self._tell_manager(end=False)
         request = meta_pb2.SessionRequest(client=core.client, seen=self._seen, held=report)
+        sent = core.clock()
         try:
             deadline = core.clock() + self.lease_s / BEATS_A_LEASE
             reply = yield from core.meta("Session", request, deadline)
@@ -57,6 +58,7 @@ class Session:
         self._seen = max(self._seen, reply.seen)
         if reply.lease_ms:
             self.lease_s = reply.lease_ms / 1000
+        core.renewed(sent, self.lease_s)
         held = sorted(set(reply.orphans) & core.held())
         self._report = held
         core.nameless.update(held)

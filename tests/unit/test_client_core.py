@@ -165,6 +165,43 @@ def test_a_truncate_that_never_ends_fails_the_write_at_its_deadline() -> None:
     assert world.core.channels.acquire()[0] == 1, "its channel was not lost"
 
 
+def test_after_a_pause_longer_than_the_session_a_removed_file_is_stale_and_not_zeros() -> None:
+    world = World()
+    world.inode(5, 1000)
+    world.inode(6, 1000)
+    session = Session(world.core)
+    world.run(session.beat())
+
+    def stats() -> int:
+        return sum(name == "Stat" for name, _ in world.meta_calls)
+
+    assert read(world, 5, 0, 100) == bytes(100), "a hole"
+    assert stats() == 0, "while the session runs nobody asks"
+    world.now += 9.5  # longer than the lease of nine seconds
+    assert read(world, 5, 0, 100) == bytes(100) and stats() == 1
+    world.run(session.beat())
+    for _ in range(3):
+        assert read(world, 5, 0, 100) == bytes(100)
+    assert stats() == 2, "once more after the session is back, then it is known"
+
+    def gone(request: Any) -> Any:
+        raise Error(Code.STALE, f"inode {request.inode} does not exist")
+
+    world.stat = gone  # type: ignore[method-assign]
+    result = read(world, 6, 0, 100)
+    assert isinstance(result, Error) and result.code is Code.STALE
+    world.inodes[6].links = 0
+    world.stat = lambda request: world.copy(request.inode)  # type: ignore[method-assign]
+    result = read(world, 6, 0, 100)
+    assert isinstance(result, Error) and result.code is Code.STALE, (
+        "its chunks are on their way out"
+    )
+    world.run(
+        writing.write_batch(world.core, [(world.core.extent(world.copy(6)), 0, part(b"x" * 1000))])
+    )
+    assert read(world, 6, 0, 100) == b"x" * 100, "what is stored is read"
+
+
 def test_bad_entries_do_not_disturb_good_ones() -> None:
     world = World()
     world.inode(5, 1000)
