@@ -31,7 +31,7 @@ SMALL = Options(
     segment_records=4,
     segment_freed_bytes=1 << 20,
 )
-SEEDS = 120
+SEEDS = 80
 STEPS = 60
 
 
