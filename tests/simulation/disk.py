@@ -31,6 +31,8 @@ class Disk:
         self.slow = False
         self.broken = False
         """whether writes fail"""
+        self.away = False
+        """whether it is not mounted"""
         self.capacity_bytes = CAPACITY_BYTES
         self._plan = world.plan
         self._random: Random = world.scheduler.random
@@ -43,7 +45,7 @@ class Disk:
 
     def exists(self, target: TargetId) -> bool:
         """Whether a target has a directory here."""
-        return target in self._memory or target in self._disks
+        return not self.away and (target in self._memory or target in self._disks)
 
     def open(self, target: TargetId) -> ChunkStore:
         """Open a target's store, or make it.
@@ -51,6 +53,8 @@ class Disk:
         Raises:
             Error: CORRUPT, NO_SPACE, IO.
         """
+        if self.away:
+            raise Error(Code.IO, "the simulated disk is not mounted")
         if not self._plan.engine:
             return self._memory.setdefault(target, MemoryStore())
         disk = self._disks.get(target)
@@ -76,7 +80,7 @@ class Disk:
     @property
     def good(self) -> bool:
         """Whether a probe finds it working and with room."""
-        return not self.broken and not self.full
+        return not self.broken and not self.full and not self.away
 
     @property
     def full(self) -> bool:

@@ -60,7 +60,7 @@ class Faults:
         for sender, receiver in list(world.network.blocked):
             world.network.unblock(sender, receiver)
         for node in world.storage():
-            node.disk.slow = node.disk.broken = node.dark = False
+            node.disk.slow = node.disk.broken = node.disk.away = node.dark = False
             node.disk.fill(0.0)
         for process in world.processes():
             process.doom = 0
@@ -361,15 +361,21 @@ class Faults:
         return True
 
     def broken_disk(self) -> bool:
-        """A disk refuses writes for a while."""
+        """A disk refuses writes for a while, or is not there when its node starts again."""
         node = self._random.choice(self.world.storage())
-        if node.disk.broken:
+        if node.disk.broken or node.disk.away:
             return False
-        node.disk.broken = True
-        self.world.story.tell(node.name, "its disk fails")
+        if self._random.random() < 0.3:
+            if not node.alive:
+                return False
+            node.disk.away = True
+            self._down(node, self._away_s(), "is killed, and its disk is gone")
+        else:
+            node.disk.broken = True
+            self.world.story.tell(node.name, "its disk fails")
 
         def end() -> None:
-            node.disk.broken = False
+            node.disk.broken = node.disk.away = False
 
         self.world.scheduler.later(self._away_s(), end)
         return True

@@ -15,6 +15,8 @@ from hillfire.errors import Code, Error
 from tests.simulation.process import Process
 from tests.simulation.scheduler import Action, Scheduler
 
+LATE_COPY_S = 2.0
+
 
 class Weather:
     """How bad the network is; a seed draws it, the end of a seed clears it."""
@@ -120,7 +122,8 @@ class Network:
             return
         self.scheduler.later(self._delay_s(), deliver)
         if weather.twice and chance() < weather.twice:
-            self.scheduler.later(self._delay_s(), deliver)
+            # Mostly soon; sometimes so late that much has happened since.
+            self.scheduler.later(self._delay_s() + chance() ** 3 * LATE_COPY_S, deliver)
 
     def _delay_s(self) -> float:
         weather, chance = self.weather, self._random.random

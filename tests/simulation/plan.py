@@ -64,6 +64,8 @@ class Plan:
         self.segment_bytes = rng.choice((16, 64, 512)) * 1024
         known = FAULTS + (DISK_FAULTS if self.engine else ()) + DISK_FAULTS * self.durable
         kinds = rng.sample(sorted(set(known)), rng.randint(2, 6))
+        if self.engine and rng.random() < 0.3:
+            kinds.append("flip")
         self.mix = {kind: rng.choice((1, 1, 3)) for kind in kinds}
         self.fault_every_s = duration_s / rng.choice((8, 15, 30))
         self.loss = rng.choice((0.0, 0.0, 0.0, 0.005, 0.02))
