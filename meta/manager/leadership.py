@@ -80,7 +80,12 @@ class Epoch:
         began_ns = self._clock()
         self._beats += 1
         try:
-            (self.path / "beat").write_bytes(_BEAT.pack(self._beats))
+            # Not truncated first: eight bytes that are there can be replaced on a full disk too.
+            fd = os.open(self.path / "beat", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(fd, _BEAT.pack(self._beats), 0)
+            finally:
+                os.close(fd)
         except OSError as error:
             self.check()
             raise Error(Code.IO, f"cannot write in {self.path}: {error}") from error
