@@ -6,6 +6,9 @@ write-ahead log, and so in the page cache, before the call returns: the death of
 loses none. ``sync`` brings the log to the disk.
 """
 
+import logging
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,9 +16,13 @@ from rocksdict import DBCompressionType, Options, Rdict, WriteBatch
 
 from hillfire.errors import Code, Error
 
+log = logging.getLogger(__name__)
+
 MEMTABLE_BYTES = 32 * 1024 * 1024
 MAX_LOG_BYTES = 256 * 1024 * 1024
 MAX_OPEN_FILES = 256
+REOPEN_BYTES = 4 * 1024 * 1024
+"""With so much of the disk free, a database that met a full disk is opened anew."""
 
 
 def _options() -> Options:
@@ -51,10 +58,25 @@ class Metadata:
             Error: BUSY if another process has it open, CORRUPT, NO_SPACE, IO.
         """
         self._directory = directory
+        self._lock = threading.Lock()
+        self._stuck = False
+        self._open()
+
+    def _open(self) -> None:
         try:
-            self._db = Rdict(str(directory), _options())
+            self._db = Rdict(str(self._directory), _options())
         except Exception as exc:
-            raise _translate(exc, f"cannot open the database {directory}") from exc
+            raise _translate(exc, f"cannot open the database {self._directory}") from exc
+
+    def _unstick(self) -> None:
+        """Open anew once the disk has room: RocksDB refuses writes for good after it was full."""
+        disk = os.statvfs(self._directory)
+        if disk.f_bavail * disk.f_frsize < REOPEN_BYTES:
+            raise Error(Code.NO_SPACE, f"the disk of {self._directory} is full")
+        with self._lock:
+            self.close()
+            self._open()
+            self._stuck = False
 
     def get(self, key: bytes) -> bytes | None:
         """Return a value.
@@ -62,10 +84,15 @@ class Metadata:
         Raises:
             Error: CORRUPT, IO.
         """
+        value: bytes | None
         try:
-            value: bytes | None = self._db.get(key)
-        except Exception as exc:
-            raise _translate(exc, f"cannot read from {self._directory}") from exc
+            value = self._db.get(key)
+        except Exception:  # it may just be opened anew
+            with self._lock:
+                try:
+                    value = self._db.get(key)
+                except Exception as exc:
+                    raise _translate(exc, f"cannot read from {self._directory}") from exc
         return value
 
     def write(
@@ -81,10 +108,14 @@ class Metadata:
             batch.delete(key)
         for key, value in puts:
             batch.put(key, value)
+        if self._stuck:
+            self._unstick()
         try:
             self._db.write(batch)
         except Exception as exc:
-            raise _translate(exc, f"cannot write to {self._directory}") from exc
+            error = _translate(exc, f"cannot write to {self._directory}")
+            self._stuck = error.code == Code.NO_SPACE
+            raise error from exc
 
     def items(self, prefix: bytes, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """List the pairs whose key begins with ``prefix``, from the key ``after`` on, in order.
@@ -111,8 +142,13 @@ class Metadata:
         try:
             self._db.flush_wal(True)
         except Exception as exc:
-            raise _translate(exc, f"cannot sync {self._directory}") from exc
+            error = _translate(exc, f"cannot sync {self._directory}")
+            self._stuck = error.code == Code.NO_SPACE
+            raise error from exc
 
     def close(self) -> None:
         """Close the database."""
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as exc:  # it says once more what a write said before; it is closed
+            log.warning("event=database_close directory=%s cause=%r", self._directory, str(exc))

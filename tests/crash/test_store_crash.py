@@ -559,3 +559,52 @@ def test_a_full_disk_refuses_writes_and_lets_delete(tmp_path: Path) -> None:
                 assert content(store, chunk_id(InodeId(8), index)) == expected
         finally:
             store.close()
+
+
+def test_cuts_and_removals_go_on_when_somebody_else_takes_the_last_byte(tmp_path: Path) -> None:
+    """The database is stuck then, for RocksDB never writes again; it comes back with the room."""
+    data = random.Random(4).randbytes(CHUNK)
+    names = [chunk_id(InodeId(8), index) for index in range(8)]
+
+    def fill(fd: int) -> None:
+        for size in (65536, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.write(fd, bytes(size))
+
+    with small_disk(tmp_path / "disk", 128 * MIB) as disk:
+        store = open_store(disk / "store")
+        for name in names:
+            assert not isinstance(store.prepare([write(name, 1, data)])[0], Exception)
+            store.commit([(name, Version(1), 1)])
+        fd = os.open(disk / "filler", os.O_CREAT | os.O_RDWR)
+        stuck = 0
+        for turn in range(12):
+            fill(fd)
+            for name in names:
+                each = write(name, turn + 2, b"")._replace(
+                    kind=Kind.TRUNCATE, length=240_000 - turn * 1000
+                )
+                (answer,) = store.prepare([each])
+                assert not isinstance(answer, Exception), answer
+                store.commit([(name, each.version, 1)])
+            try:
+                store.maintain()
+            except Error as exc:
+                assert exc.code == Code.NO_SPACE
+                stuck += 1
+            assert content(store, names[1]) == data[: 240_000 - turn * 1000]
+        assert stuck
+        for name in names[:4]:
+            store.prepare([write(name, 20, b"")._replace(kind=Kind.REMOVE)])
+            store.commit([(name, Version(20), 1)])
+        os.close(fd)
+        (disk / "filler").unlink()
+        store.maintain()
+        for name in names[:4]:
+            assert not isinstance(store.prepare([write(name, 21, data)])[0], Exception)
+            store.commit([(name, Version(21), 1)])
+        store.close()
+        store = open_store(disk / "store")
+        assert [content(store, name) for name in names[3:5]] == [data, data[:229_000]]
+        store.close()
