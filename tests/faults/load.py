@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults.client import Job, Outcome
+from tests.faults.recording import Job, Outcome
 from tests.history import Operation, load
 
 END_TIMEOUT_S = 90.0

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.aftermath import nothing_left
 from tests.faults.hosts import HERE, network, unavailable
-from tests.faults.run import nothing_left, run
+from tests.faults.run import run
 from tests.faults.schedule import (
     COMBINED_FAULTS,
     DISK_FAULTS,
