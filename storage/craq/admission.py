@@ -63,7 +63,14 @@ def admit_forward(
         # Recovery: a whole image, whatever was here. R31: a serving target accepts one only as
         # the repair of the very version that it has.
         if syncing:
-            return None
+            # R33: not what this predecessor has itself overtaken, under this very chain version:
+            # a copy of its request that was late (found by the simulator, seed 22).
+            late = meta is not None and meta.chain_version == operation.chain_version
+            if meta is None or not late or version > committed:
+                return None
+            if version == committed and kind != Kind.LOST:
+                return None
+            return Outcome(Code.OK, committed, meta.length, meta.checksum)
         if rule is not None:
             rule(31)
         same = kind == Kind.REPLACE and version == committed

@@ -5,8 +5,9 @@
 from hillfire.errors import Code
 from hillfire.proto.wire.chunks import Kind
 from hillfire.storage.craq import events
+from hillfire.storage.craq.admission import admit_forward
 from hillfire.storage.craq.events import Copy
-from hillfire.storage.craq.operation import Stage
+from hillfire.storage.craq.operation import Operation, Stage
 from hillfire.storage.craq.repair import MAX_ROUNDS
 from hillfire.storage.store.base import Image, Tag
 from tests.unit.replica_talk import A, B, S, Talk, W, Y, head, meta, middle
@@ -173,3 +174,23 @@ def _retry():
 
 def _sync(request, *chunks):
     return events.SyncArrived(request, 2, chunks)
+
+
+def test_a_late_copy_of_a_transfer_does_not_undo_what_came_after_it():
+    """The sender has gone on, under the same chain version (simulator, seed 22)."""
+
+    def whole(version, kind=Kind.REPLACE, chain_version=4):
+        operation = Operation(A, kind, 0, 4, 0, 1, 65536, Tag(1, 0, 1), chain_version, None)
+        operation.forwarded, operation.version = True, version
+        return operation
+
+    here = meta(5)._replace(chain_version=4)
+    late = admit_forward(whole(4), here, None, True, None)
+    assert (late.code, late.version) == (Code.OK, 5)
+    assert admit_forward(whole(0, Kind.REMOVE), here, None, True, None).version == 5
+    assert admit_forward(whole(5, Kind.LOST), here, None, True, None).version == 5
+    # What is taken: its repair, what follows, and anything over what is of an earlier chain.
+    assert admit_forward(whole(5), here, None, True, None) is None
+    assert admit_forward(whole(6), here, None, True, None) is None
+    assert admit_forward(whole(4), here._replace(chain_version=3), None, True, None) is None
+    assert admit_forward(whole(4), None, None, True, None) is None
