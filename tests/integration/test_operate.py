@@ -13,6 +13,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from hillfire.cli.app import app
+from hillfire.cli.operate import complete
 from hillfire.cluster import Order, PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.types import ChunkId, InodeId, TargetId, chunk_id
@@ -29,6 +30,13 @@ def hillfire(cluster: Cluster, *words: str, status: int = 0) -> Any:
         return result.exception
     assert result.exit_code == status, result.output
     return json.loads(result.stdout)
+
+
+def said(cluster: Cluster, *words: str) -> str:
+    """Run a command; return what a person reads."""
+    result = CliRunner().invoke(app, [*words, "--address", cluster.address])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return " ".join(result.stdout.split())
 
 
 def head_of(routing: Routing) -> TargetId:
@@ -70,8 +78,8 @@ def test_a_target_leaves_and_comes_back_under_load(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         head = head_of(cluster.wait())
         with load(cluster) as written:
-            said = hillfire(cluster, "target", "offline", str(head), "--why", "noises")
-            assert said["done"] and said["now"][0]["state"] == "offline"
+            answer = hillfire(cluster, "target", "offline", str(head), "--why", "noises")
+            assert answer["done"] and answer["now"][0]["state"] == "offline"
             routing = cluster.routing()
             chain = next(iter(routing.chains.values()))
             assert head not in chain.serving and len(chain.serving) == 2
@@ -84,8 +92,8 @@ def test_a_target_leaves_and_comes_back_under_load(tmp_path: Path) -> None:
             before = len(written)
             while len(written) < before + 20:
                 assert cluster.routing().targets[head].state is OFFLINE
-            said = hillfire(cluster, "target", "online", str(head))
-            assert said["done"] and said["now"][0]["state"] == "serving"
+            answer = hillfire(cluster, "target", "online", str(head))
+            assert answer["done"] and answer["now"][0]["state"] == "serving"
             # It was head, it prefers to be, and three serve: it comes back to its place by itself.
             known = 0
             while head_of(routing := cluster.routing(known, 1000)) != head:
@@ -131,19 +139,26 @@ def test_a_node_is_drained_and_comes_back(tmp_path: Path) -> None:
     with Cluster(tmp_path, targets_per_node=3) as cluster:
         cluster.wait()
         with load(cluster):
-            said = hillfire(cluster, "node", "drain", "storage-102", "--why", "new kernel")
-            assert said["done"] and len(said["now"]) == 3
-            assert {t["state"] for t in said["now"]} == {"offline"}
-            assert {t["ordered"] for t in said["now"]} == {"drain"}
+            answer = hillfire(cluster, "node", "drain", "storage-102", "--why", "new kernel")
+            assert answer["done"] and len(answer["now"]) == 3
+            assert {t["state"] for t in answer["now"]} == {"offline"}
+            assert {t["ordered"] for t in answer["now"]} == {"drain"}
             cluster.wait(serving=2)
             cluster.stop(102)  # nothing is lost by it, nobody waits for it
             # Now nobody else can be spared for long: each chain has two left, then one.
-            error = hillfire(cluster, "target", "online", str(said["now"][0]["id"]), status=1)
+            error = hillfire(cluster, "target", "online", str(answer["now"][0]["id"]), status=1)
             assert "undrain" in str(error)
             cluster.start(102)
-            said = hillfire(cluster, "node", "undrain", "102")
-            assert said["done"] and {t["state"] for t in said["now"]} == {"serving"}
+            answer = hillfire(cluster, "node", "undrain", "102")
+            assert answer["done"] and {t["state"] for t in answer["now"]} == {"serving"}
         cluster.wait()
+        assert "101001@101 serving" in said(cluster, "chain", "list")
+        shown = said(cluster, "chain", "show", "1")
+        assert "writes need 1 serving" in shown and "(new kernel)" in said(cluster, "chain", "log")
+        assert complete(None, cluster.address, "targets", "1020") == ["102001", "102002", "102003"]
+        assert complete(None, cluster.address, "nodes", "storage-101") == ["storage-101"]
+        assert complete(None, cluster.address, "chains", "") == ["1", "2", "3"]
+        assert complete(None, "127.0.0.1:1", "chains", "") == []
         listed = hillfire(cluster, "chain", "list")
         assert [c["id"] for c in listed] == [1, 2, 3]
         assert all(t["state"] == "serving" for c in listed for t in c["targets"])
@@ -153,14 +168,14 @@ def test_a_drain_waits_where_it_would_stop_writes(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         chain = next(iter(cluster.wait().chains.values()))
         hillfire(cluster, "chain", "min-serving", str(chain.id), "3")
-        said = hillfire(cluster, "node", "drain", "101", "--wait", "1.5", status=2)
-        assert not said["done"] and said["now"][0]["state"] == "serving"
+        answer = hillfire(cluster, "node", "drain", "101", "--wait", "1.5", status=2)
+        assert not answer["done"] and answer["now"][0]["state"] == "serving"
         hillfire(cluster, "chain", "min-serving", str(chain.id), "2")
         known = 0
         while cluster.routing(known, 1000).targets[TargetId(101001)].state is not OFFLINE:
             known = cluster.routing().version
-        said = hillfire(cluster, "node", "undrain", "101")
-        assert said["done"]
+        answer = hillfire(cluster, "node", "undrain", "101")
+        assert answer["done"]
         assert "no storage node" in str(hillfire(cluster, "node", "drain", "7", status=1))
 
 
@@ -185,12 +200,14 @@ def test_loss_is_accepted_on_record_only(tmp_path: Path) -> None:
                 known = routing.version
             assert "--yes" in str(hillfire(cluster, *words, status=1))
             hillfire(cluster, "target", "online", str(first), "--wait", "0.3", status=2)
-            said = hillfire(cluster, *words, "--yes", "--why", "disk shredded")
-            assert str(first) in said["said"]
+            answer = hillfire(cluster, *words, "--yes", "--why", "disk shredded")
+            assert str(first) in answer["said"]
             cluster.wait(serving=1)
             assert client.read(chunk, 3) == b"old"
             decision = hillfire(cluster, "chain", "show", str(chain.id))["decisions"][-1]
             assert decision["loss"] and decision["why"] == "disk shredded"
+            status = CliRunner().invoke(app, ["status", "--address", cluster.address])
+            assert "DATA GIVEN UP" in status.stdout.replace("\n", " ")
             # What was given up stays given up: the record outlives the manager too.
             cluster.kill("manager")
             cluster.start_manager()
@@ -208,8 +225,8 @@ def test_a_preferred_head_is_chosen(tmp_path: Path) -> None:
         assert "name each target" in str(few)
         hillfire(cluster, "chain", "prefer", str(chain.id), *order)
         with load(cluster):
-            said = hillfire(cluster, "chain", "rotate", str(chain.id))
-            assert said["done"] and said["now"][0]["preferred"] == [int(t) for t in order]
+            answer = hillfire(cluster, "chain", "rotate", str(chain.id))
+            assert answer["done"] and answer["now"][0]["preferred"] == [int(t) for t in order]
             routing = cluster.wait()
             assert [str(t) for t in routing.chains[chain.id].serving] == order
         assert "prefers" in hillfire(cluster, "chain", "rotate", str(chain.id))["said"]

@@ -10,13 +10,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
 
 from hillfire.cli.connect import connect_manager, last_cluster
+from hillfire.cli.decisions import MAX_DECISIONS, fetch_decisions, line
 from hillfire.cli.report import node_name
 from hillfire.cluster import Chain, NodeKind, Order, PublicState, Routing, Target
 from hillfire.errors import Code, Error
@@ -29,14 +29,12 @@ from hillfire.types import ChainId, NodeId, TargetId
 
 CALL_TIMEOUT_S = 10.0
 POLL_MS = 1000
-MAX_DECISIONS = 1000
 SHOWN_DECISIONS = 5
 UNFINISHED = 2
 """Exit status when what was ordered is not done in time."""
 
 _GET_ROUTING = method("Manager", "GetRouting")
 _COMMAND = method("Manager", "Command")
-_DESCRIBE = method("Manager", "Describe")
 
 SERVING, SYNCING = PublicState.SERVING, PublicState.SYNCING
 
@@ -110,8 +108,7 @@ class Session:
 
     def decisions(self, count: int) -> list[dict[str, Any]]:
         """Return the latest of the operators' decisions."""
-        description = self.call(_DESCRIBE, pb.DescribeRequest(decisions=count))
-        return [decision_of(each) for each in description.decisions]
+        return fetch_decisions(self.connection, count)
 
 
 def who() -> str:
@@ -334,34 +331,10 @@ def run_log(place: Place, count: int) -> None:
     if not found:
         print("no operator has ordered anything yet")
     for decision in found:
-        print(_line(decision))
+        print(line(decision))
 
 
 # ---------------------------------------------------------------------- shown
-
-
-def decision_of(message: pb.Decision) -> dict[str, Any]:
-    """Return a decision as ``--json`` shows it."""
-    decision = convert.decision_from_message(message)
-    when = datetime.fromtimestamp(decision.wall_ms / 1000).astimezone()
-    return {
-        "number": decision.number,
-        "when": when.isoformat(timespec="seconds"),
-        "who": decision.who,
-        "what": decision.what,
-        "why": decision.why,
-        "loss": decision.loss,
-        "chain": decision.chain,
-        "target": decision.target,
-        "node": decision.node,
-        "version": decision.version,
-    }
-
-
-def _line(decision: dict[str, Any]) -> str:
-    why = f"  ({decision['why']})" if decision["why"] else ""
-    loss = "  DATA GIVEN UP" if decision["loss"] else ""
-    return f"{decision['when']}  {decision['who']}  {decision['what']}{why}{loss}"
 
 
 def _tell(place: Place, text: str, finished: bool, shown: list[dict[str, Any]], last: str) -> None:
@@ -445,4 +418,4 @@ def _print_chain(chain: dict[str, Any]) -> None:
         reason = f": {target['reason']}" if target["reason"] else ""
         print(f"  {target['id']} on node {target['node']}  {target['state']}{by}{reason}")
     for decision in chain["decisions"][-SHOWN_DECISIONS:]:
-        print(f"  {_line(decision)}")
+        print(f"  {line(decision)}")

@@ -6,7 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from hillfire.cli.connect import connect_manager, last_cluster, last_local
+from hillfire.cli.decisions import fetch_losses, line
 from hillfire.cli.details import FINDINGS, fetch_checks, fetch_progress
 from hillfire.cli.meta import fetch_copies
 from hillfire.cli.report import report
@@ -68,7 +71,7 @@ def _fetch(
     reply = connection.finish(ticket, timeout_s)
     routing = routing_from_message(decode(_GET_ROUTING, reply))
     space = stat_file_system(routing, 0)
-    return report(
+    found = report(
         address,
         routing,
         (space.capacity_bytes, space.used_bytes),
@@ -77,6 +80,8 @@ def _fetch(
         checks=fetch_checks(routing),
         metadata=fetch_copies(routing),
     )
+    found["losses"] = fetch_losses(connection)
+    return found
 
 
 def _watch(
@@ -180,7 +185,14 @@ def _render(current: dict[str, Any]) -> Any:
             shown.append(f"[yellow]! and {len(problems) - len(shown)} more[/yellow]")
         verdict = "\n".join(shown)
     return Group(
-        head, *_mount(current), nodes, chains, *_syncs(current), *_checks(current), verdict
+        head,
+        *_mount(current),
+        nodes,
+        chains,
+        *_syncs(current),
+        *_checks(current),
+        *(f"[red]! {escape(line(each))}[/red]" for each in current["losses"]),
+        verdict,
     )
 
 
