@@ -1,8 +1,7 @@
 """Client: a program that uses files: the production client core over simulated exchanges.
 
-Every operation is the generator that users' shells drive too (``client/sync.py``); here an
-exchange is messages of the simulated network. Each of a client's workers does one operation after
-another, and records what it asked and what came of it.
+Every operation is the generator that users' shells drive too. Each of a client's workers does one
+operation after another, and records what it asked and what came of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,56 +11,35 @@ from typing import TYPE_CHECKING, Any
 from crc32c import crc32c
 
 from hillfire.client import reading, writing
-from hillfire.client.actions import Action, Call, Exchange, Operation, Outcome, Pause
 from hillfire.client.core import Core
 from hillfire.client.plan import Extent
-from hillfire.cluster import Routing
 from hillfire.errors import Error
-from hillfire.proto import convert, dispatch, meta_pb2, service
+from hillfire.proto import meta_pb2
 from hillfire.proto.wire.base import Part
-from hillfire.proto.wire.chunks import (
-    READ,
-    READ_ITEMS,
-    READ_RESULTS,
-    WRITE,
-    WRITE_ITEMS,
-    WRITE_RESULTS,
-)
-from hillfire.proto.wire.chunks import Kind as Update
 from hillfire.region import Region
 from hillfire.types import ChunkId, InodeId, chunk_id
 from tests.history import Kind
 from tests.history import Operation as Recorded
 from tests.simulation import extras, stamps
-from tests.simulation.process import Process
+from tests.simulation.client_shell import ClientShell
 from tests.simulation.scheduler import NS_PER_S
 from tests.simulation.stamps import BOUNDS, CELLS, CHUNK_BYTES
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-STAT = service.method("Meta", "Stat")
-TRUNCATE = service.method("Meta", "Truncate")
-SYNC = service.method("Storage", "Sync")
-GET_ROUTING = service.method("Manager", "GetRouting")
-_SERVICES = {each.id: each for each in (STAT, TRUNCATE, SYNC, GET_ROUTING)}
 
-
-class Client(Process):
+class Client(ClientShell):
     """One client process with some workers."""
 
     def __init__(self, world: "World", number: int, workers: int) -> None:
-        super().__init__(f"c{number}", world.scheduler, world.story, world.rate())
-        self.world = world
+        super().__init__(world, f"c{number}")
         self.workers = workers
         self.core: Core
         self.busy = 0
         """operations under way"""
         self._random: Random = world.scheduler.stream(self.name)
         self._epochs: dict[int, int] = {}
-        self._versions: dict[tuple[ChunkId, int], int] = {}
-        """as answers told them, by chunk and CRC32C of what was written, or offset of what was
-        read: they only help the checker, which believes none of them"""
 
     def boot(self) -> None:
         """Begin as a client that nobody knew before."""
@@ -75,7 +53,7 @@ class Client(Process):
         )
         self.busy = 0
         self._epochs = {}
-        self._versions = {}
+        self.versions = {}
         self.run_operation(self.core.first_routing(), self._ready)
 
     def dead(self) -> None:
@@ -166,7 +144,7 @@ class Client(Process):
                     world.checks.failed(self, operation, result)
                 else:
                     key = _chunk(place[0], place[1]), crc32c(entry[2].region.view)
-                    world.recorder.returned(operation, version=self._versions.pop(key, None))
+                    world.recorder.returned(operation, version=self.versions.pop(key, None))
                 self._told(operation, result)
             self.finished()
 
@@ -202,7 +180,7 @@ class Client(Process):
                 else:
                     content = stamps.seen(entry[2].region.view, place[2], place[3])
                     key = _chunk(place[0], place[1]), BOUNDS[place[2]]
-                    version = self._versions.pop(key, None)
+                    version = self.versions.pop(key, None)
                     world.recorder.returned(operation, content=content, version=version)
                 self._told(operation, result)
             if then is not None:
@@ -323,107 +301,6 @@ class Client(Process):
         if self.world.story.on:
             self.world.story.tell(self.name, f"{operation.describe()}: {_shown(result)}")
 
-    # ------------------------------------------------------------------ the shell
-
-    def run_operation(self, operation: Operation[Any], done: Callable[[Any], None]) -> None:
-        """Drive one of the core's operations to its end: its result, or its ``Error``."""
-
-        def step(value: Any) -> None:
-            try:
-                action: Action = operation.send(value)
-            except StopIteration as stop:
-                done(stop.value)
-                return
-            except Error as error:
-                done(error)
-                return
-            if type(action) is Exchange:
-                self._exchange(action.calls, step)
-            elif type(action) is Pause:
-                self.after(action.seconds, lambda: step(None))
-            else:
-                raise AssertionError(f"no client operation here does {action}")
-
-        step(None)
-
-    def _exchange(self, calls: Sequence[Call], step: Callable[[Any], None]) -> None:
-        outcomes: list[Outcome | None] = [None] * len(calls)
-        left = len(calls)
-
-        def answered(position: int, outcome: Outcome) -> None:
-            nonlocal left
-            outcomes[position] = outcome
-            left -= 1
-            if not left:
-                step(outcomes)
-
-        for position, call in enumerate(calls):
-            self._call(call, lambda outcome, at=position: answered(at, outcome))  # type: ignore[misc]
-
-    def _call(self, call: Call, answered: Callable[[Outcome], None]) -> None:
-        request, world = call.request, self.world
-        receiver = world.process_at(call.endpoint)
-        body: Any
-        if request.method == READ:
-            method = "read"
-            body = READ_ITEMS.unpack(request.body), [part.length for part in request.destinations]
-        elif request.method == WRITE:
-            method = "write"
-            body = WRITE_ITEMS.unpack(request.body), [_bytes(part) for part in request.sources]
-        else:
-            called = _SERVICES[request.method]
-            method, body = _translated(called, dispatch.parse(called.request_type, request.body))
-
-        def reply(value: Any) -> None:
-            if isinstance(value, Error):
-                answered(Outcome(b"", value, False))
-            elif request.method == READ:
-                for item, (result, _) in zip(body[0], value, strict=True):
-                    self._versions[item.chunk, item.offset] = result.version
-                for part, (_, data) in zip(request.destinations, value, strict=True):
-                    part.region.view[part.offset : part.offset + len(data)] = self._received(data)
-                answered(Outcome(READ_RESULTS.pack([r for r, _ in value]), None, False))
-            elif request.method == WRITE:
-                for item, result in zip(body[0], value, strict=True):
-                    if item.kind == Update.WRITE and not result.code:
-                        self._versions[item.chunk, item.checksum] = result.version
-                answered(Outcome(WRITE_RESULTS.pack(value), None, False))
-            else:
-                answered(Outcome(_encoded(value), None, False))
-
-        world.network.call(self, receiver, method, body, call.timeout_s, reply)
-
-    def _received(self, data: bytes) -> bytes:
-        if self.world.network.damaged(data):
-            self.world.coverage.count("damage")
-            return data[:-1] + bytes((data[-1] ^ 128,))
-        return data
-
-
-def _encoded(value: Any) -> bytes:
-    if value is None:
-        return b""
-    if isinstance(value, Routing):
-        return _encoded_routing(value)
-    return bytes(value.SerializeToString())
-
-
-def _encoded_routing(routing: Routing) -> bytes:
-    """Return the message of a routing, which many clients ask for."""
-    known = _ENCODED.get(id(routing))
-    if known is None or known[0] is not routing:
-        _ENCODED.clear()
-        message = convert.routing_to_message(routing).SerializeToString()
-        known = _ENCODED[id(routing)] = routing, message
-    return known[1]
-
-
-_ENCODED: dict[int, tuple[Routing, bytes]] = {}
-
-
-def _bytes(part: Part) -> bytes:
-    return bytes(part.region.view[part.offset : part.offset + part.length])
-
 
 def _chunk(inode: int, index: int) -> ChunkId:
     return chunk_id(InodeId(inode), index)
@@ -448,12 +325,3 @@ _WORK: dict[str, Callable[[Client], None]] = {
     "clone": Client.clone,
     "relaxed": Client.read_relaxed,
 }
-
-
-def _translated(called: service.Method, message: Any) -> tuple[str, Any]:
-    """Return a service's method and its request as the simulated processes know them."""
-    if called is GET_ROUTING:
-        return "get_routing", (message.known_version, message.wait_ms / 1000)
-    if called is SYNC:
-        return "sync", (message.chain, message.chain_version)
-    return called.function, message

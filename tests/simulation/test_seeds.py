@@ -24,7 +24,7 @@ UNUSED_RULES = {
     40: "the manager publishes the end of a node's last process before it lets the next one in",
     46: "it is for defects of the program",
 }
-"""Rules that are there for what no correct world does, and why; unit tests and mutations use them."""
+"""Rules for what no correct world does, and why; unit tests and mutations use them."""
 
 
 @pytest.mark.timeout(600)
