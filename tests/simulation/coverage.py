@@ -3,6 +3,7 @@
 from collections import Counter
 
 from hillfire.meta.manager.chains import TABLE
+from hillfire.meta.manager.rules import RULES as MANAGER_RULES
 from hillfire.storage.craq.rules import RULES
 
 Counts = Counter[str]
@@ -51,7 +52,7 @@ class Coverage:
             "faults": self.faults,
             "events": self.events,
             "counts": dict(sorted(self.counts.items())),
-            "rules": {f"R{n}": self.rules[n] for n in RULES},
+            "rules": {f"R{n}": self.rules[n] for n in (*RULES, *MANAGER_RULES)},
             "rows": dict(enumerate(self.rows[n] for n in range(len(TABLE)))),
         }
 
@@ -63,7 +64,7 @@ class Coverage:
             f"{self.counts['operations']} operations, {self.faults} faults"
         ]
         lines += [f"  {what:<24} {count}" for what, count in sorted(self.counts.items())]
-        rules = " ".join(f"R{n}:{self.rules[n]}" for n in RULES)
+        rules = " ".join(f"R{n}:{self.rules[n]}" for n in (*RULES, *MANAGER_RULES))
         rows = " ".join(f"{n}:{self.rows[n]}" for n in range(len(TABLE)))
         lines += [f"  rules  {rules}", f"  rows   {rows}"]
         return "\n".join(lines)

@@ -155,6 +155,7 @@ class ManagerNode(Process):
         self._machine = Manager(
             Settings(lease_ns=self._lease_ns), epoch.routing, epoch.decisions, self.boot_ns(),
             self._led_until_ns, on_row=self.world.coverage.row,
+            on_rule=self.world.coverage.rule,
         )  # fmt: skip
         self.handle(events.Announced(self.boot_ns(), self.endpoint))
         self._tick(epoch)
