@@ -172,6 +172,7 @@ class Sync:
         total_chunks: int = 0,
         total_bytes: int = 0,
         in_flight: int = IN_FLIGHT,
+        batch_chunks: int = BATCH_CHUNKS,
         on_rule: Callable[[int], None] | None = None,
     ) -> None:
         """``start`` begins; the totals are our own store's, for the estimate."""
@@ -179,6 +180,7 @@ class Sync:
         self.progress = Progress(total_chunks, total_bytes)
         self.finished = False
         self.in_flight = in_flight
+        self._batch_chunks = batch_chunks
         """batches on their way at once; may be changed at any time"""
         self._on_rule = on_rule
         self._after = b""
@@ -305,7 +307,7 @@ class Sync:
         if self._step is not None:
             return
         if not self.progress.compared_all:
-            if len(self._queue) < LOW_CHUNKS:
+            if len(self._queue) < max(LOW_CHUNKS, 2 * self._batch_chunks):
                 self._make(List(self._after, PAGE))
         elif not self._queue and not self._flying and not self._again:
             self._make(Complete())
@@ -317,7 +319,7 @@ class Sync:
     def _send(self) -> None:
         batch: list[tuple[ChunkId, int]] = []
         n_bytes = 0
-        while self._queue and len(batch) < BATCH_CHUNKS:
+        while self._queue and len(batch) < self._batch_chunks:
             if batch and n_bytes + self._queue[0][1] > BATCH_BYTES:
                 break
             batch.append(self._queue.popleft())

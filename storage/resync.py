@@ -28,6 +28,8 @@ TAGS = 16384
 """Channels' tags told at once."""
 SCAN = 4096
 """Our own records read at once."""
+BATCH_CHUNKS = 128
+"""Small chunks sent at once; large ones are limited by their bytes."""
 CALL_TIMEOUT_S = 5.0
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 1.0
@@ -63,7 +65,7 @@ class Resync:
         self, shell: TargetShell, chain: Chain, node: Node, peers: Peers, shared: Recovery
     ) -> None:
         """``run`` does it; it is cancelled when the chain changes."""
-        self.sync = recovery.Sync(chain.version)
+        self.sync = recovery.Sync(chain.version, batch_chunks=BATCH_CHUNKS)
         self.began = 0.0
         """when its first step was made, by the loop's clock; 0 while it waits for its place"""
         self._at_work_s = 0.0
