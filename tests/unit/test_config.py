@@ -133,3 +133,35 @@ def test_any_text_is_quoted_so_that_toml_reads_it_back(text: str) -> None:
     except UnicodeEncodeError:
         return
     assert tomllib.loads(encoded.decode())["listen"] == text
+
+
+def storage(*lines: str) -> StorageConfig:
+    base = ("node = 1", 'directory = "/a"', 'manager = "127.0.0.1:1"')
+    found = parse("storage", "\n".join([*base, *lines]))
+    assert isinstance(found, StorageConfig)
+    return found
+
+
+def test_a_list_of_directories_is_read_and_written() -> None:
+    found = storage('disks = ["/x", "/y"]')
+    assert found.disks == (Path("/x"), Path("/y"))
+    assert parse("storage", to_toml(found)) == found
+    assert storage().disks == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('disks = "/x"', "is no list"),
+        ('disks = ["/x", 1]', "its 2. value 1 is no path"),
+        ('disks = ["/x", "/x"]', "names a directory twice"),
+        ("no_new_chunks_percent = 99.5", "the first must come first"),
+        ("recovery_share = 0", "is not between 0.01 and 1"),
+        ('durability = "sometimes"', "is none of"),
+    ],
+)
+def test_what_a_storage_node_cannot_be_told(line: str, told: str) -> None:
+    with pytest.raises(Error) as caught:
+        storage(line)
+    assert caught.value.code is Code.CONFIGURATION
+    assert told in str(caught.value)
