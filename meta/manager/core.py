@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from hillfire.cluster import Decision, Endpoint, Node, PublicState, Routing
+from hillfire.cluster import Decision, Endpoint, Node, Order, PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.meta.manager import changes, commands, decide, orders
 from hillfire.meta.manager import events as ev
@@ -25,7 +25,7 @@ from hillfire.meta.manager.chains import OnRow, Report
 from hillfire.meta.manager.decide import Status
 from hillfire.meta.manager.lease import Admission, Leases, admission
 from hillfire.meta.manager.sessions import Sessions
-from hillfire.types import NodeId, TargetId
+from hillfire.types import ChainId, NodeId, TargetId
 
 NS_PER_S = 1_000_000_000
 MAX_ENDED = 64
@@ -40,8 +40,8 @@ STORE_RETRY_NS = NS_PER_S
 SETTLE_MARGIN_NS = 5 * NS_PER_S
 """How much longer than a lease a registration waits until its predecessor's death is stored."""
 MAX_TICK_NS = 50_000_000
-CALM_LEASES = 2
-"""A chain is rotated by itself once no chain has changed for so many leases."""
+CALM_LEASES = 5
+"""Chains are rotated by themselves once none has changed, but by that, for so many leases."""
 
 
 class Settings(NamedTuple):
@@ -139,6 +139,7 @@ class Manager:
         self._retry_ns = 0
         self._space_ns = 0
         self._changed_ns = now_ns
+        self._rotating: set[ChainId] = set()
         self._evaluated: frozenset[NodeId] | None = None
         self._dirty = True
         self._out: list[ev.Effect] = []
@@ -411,6 +412,8 @@ class Manager:
                 new, before = orders.rotated(new), new
                 if new is not before:
                     self._rule(69)
+                    turned = (t for t in new.targets.values() if t.order is Order.ROTATE)
+                    self._rotating |= {target.chain for target in turned}
         draft.routing = new
         published = self.routing.nodes.values()
         dead = {n.id for n in published if n.alive and not new.nodes[n.id].alive}
@@ -565,8 +568,13 @@ class Manager:
 
     def _note_times(self, before: Routing) -> None:
         """Note since when orders are public, and when a chain changed last."""
-        if before.chains != self.routing.chains:
-            self._changed_ns = self._now_ns
+        for id, chain in self.routing.chains.items():
+            if chain == before.chains.get(id):
+                continue
+            if id not in self._rotating:
+                self._changed_ns = self._now_ns
+            elif len(chain.serving) == len(chain.targets):
+                self._rotating.discard(id)
         for target in self.routing.targets.values():
             if not target.withdrawn or target.state is not PublicState.SERVING:
                 self._ordered_ns.pop(target.id, None)

@@ -13,11 +13,10 @@ Source: design.md section 5, Leases ("waits the full L before it publishes a rem
 too"); 3FS's preferred target order.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from hillfire.cluster import Chain, Order, PublicState, Routing, Target
-from hillfire.types import ChainId, TargetId
+from hillfire.types import NodeId, TargetId
 
 SERVING = PublicState.SERVING
 LAST_SERVING = PublicState.LAST_SERVING
@@ -93,16 +92,23 @@ def to_rotate(routing: Routing, chain: Chain, least: int) -> TargetId | None:
     return serving[0]
 
 
-def rotated(routing: Routing, calm: Iterable[ChainId] | None = None) -> Routing:
-    """Order one head to its chain's tail, if nothing else is under way in the cluster."""
-    if leaving(routing) or any(n.draining for n in routing.nodes.values()):
+def rotated(routing: Routing) -> Routing:
+    """Order heads to their chains' tails, of chains whose nodes have nothing else under way."""
+    if any(n.draining for n in routing.nodes.values()):
         return routing
-    chains = list(routing.chains.values())
-    if any(chain.version > 1 and len(chain.serving) != len(chain.targets) for chain in chains):
-        return routing
-    for chain in chains:
-        if calm is not None and chain.id not in calm:
-            continue
-        if (head := to_rotate(routing, chain, ROTATION_REPLICAS)) is not None:
-            return with_orders(routing, {head: Order.ROTATE})
-    return routing
+
+    def nodes_of(chain: Chain) -> set[NodeId]:
+        return {routing.targets[target].node for target, _ in chain.targets}
+
+    busy: set[NodeId] = set()
+    for chain in routing.chains.values():
+        ordered = any(routing.targets[target].withdrawn for target, _ in chain.targets)
+        if ordered or len(chain.serving) != len(chain.targets):
+            busy |= nodes_of(chain)
+    heads: dict[TargetId, Order] = {}
+    for chain in routing.chains.values():
+        head = to_rotate(routing, chain, ROTATION_REPLICAS)
+        if head is not None and not busy & nodes_of(chain):
+            heads[head] = Order.ROTATE
+            busy |= nodes_of(chain)
+    return with_orders(routing, heads)

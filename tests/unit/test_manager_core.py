@@ -4,6 +4,7 @@ Time is a number here, and the disk answers when the test says so.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -20,12 +21,13 @@ from hillfire.cluster import (
     Target,
 )
 from hillfire.errors import Code, Error
-from hillfire.meta.manager import decide
+from hillfire.meta.manager import decide, orders
 from hillfire.meta.manager import events as ev
 from hillfire.meta.manager.chains import Report, check
 from hillfire.meta.manager.core import CALM_LEASES, MAX_WAITING, Manager, Settings
 from hillfire.meta.manager.decide import Status, Wish
 from hillfire.meta.manager.events import Command, CommandKind
+from hillfire.meta.manager.placement import Place
 from hillfire.types import ChainId, NodeId, TargetId
 
 MS = 1_000_000
@@ -564,6 +566,25 @@ def test_a_single_chain_at_a_time_is_rotated() -> None:
         short = [c for c in world.core.routing.chains.values() if len(c.serving) < 3]
         assert len(short) <= 1
     assert all(c.serving[0] == c.preferred[0] for c in world.core.routing.chains.values())
+
+
+def test_chains_without_a_node_in_common_are_rotated_together() -> None:
+    world = World(nodes=6, targets=0)
+    table = tuple(
+        tuple(Place(NodeId(node), 0) for node in line)
+        for line in ((101, 102, 103), (104, 105, 106), (103, 104, 101))
+    )
+    chains, targets = {}, {}
+    for number, line in enumerate(table, 1):
+        ids = tuple(TargetId(place.node * 1000 + number) for place in line)
+        members = tuple((t, SERVING) for t in (*ids[1:], ids[0]))
+        chains[ChainId(number)] = Chain(ChainId(number), 5, members, 1, ids)
+        for target, place in zip(ids, line, strict=True):
+            targets[target] = Target(target, place.node, ChainId(number), 0, SERVING, FRESH)
+    routing = replace(world.core.routing, chains=chains, targets=targets)
+    turned = orders.rotated(routing)
+    assert [t.id for t in turned.targets.values() if t.withdrawn] == [102001, 105002]
+    assert orders.rotated(turned) is turned
 
 
 # ------------------------------------------------------------------ commands
