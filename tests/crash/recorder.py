@@ -22,6 +22,8 @@ import sys
 import pyfuse3
 import trio
 
+from hillfire.local.process import die_with_parent
+
 MARK = b".mark-"
 
 
@@ -216,6 +218,7 @@ class Recorder(pyfuse3.Operations):
 
 def main():
     mountpoint, journal = sys.argv[1:3]
+    die_with_parent(os.getppid())
     with open(journal, "wb") as file:
         pyfuse3.init(Recorder(file), mountpoint, {"fsname=hillfire-recorder"})
         sys.stdout.write("ready\n")
