@@ -17,6 +17,7 @@ state's *floor* is part of it.
 import argparse
 import gc
 import pickle
+import random
 import sys
 import time
 from collections import Counter, deque
@@ -840,6 +841,38 @@ def _explore(bound, limit_s, limit_states):
     return found
 
 
+WALK_STEPS = 2000
+"""After so many a walk has met a livelock."""
+WALKS = 500
+FAULT = 0.04
+"""How likely a fault is chosen where one may happen."""
+
+
+def walk(bound, seed, walks):
+    """Go ``walks`` ways at random; for what the whole search is too slow for. Replays exactly."""
+    chance, found = random.Random(seed), Explored()
+    for _ in range(walks):
+        world, way = World(bound), ()
+        while True:
+            actions = world.actions()
+            faults = [a for a in actions if a[0] in ("crash", "unlease")]
+            others = [a for a in actions if a[0] not in ("crash", "unlease")]
+            if faults and (not others or chance.random() < FAULT * len(faults)):
+                others = faults
+            if not others:
+                break
+            action = chance.choice(others)
+            found.steps += 1
+            found.actions[action[0]] += 1
+            _judge(lambda: world.do(action), bound, way, action)  # noqa: B023
+            way = way, action
+            if found.steps > WALK_STEPS * walks:
+                raise Wrong("no walk ends")
+        found.rests += 1
+        _judge(world.at_rest, bound, way, None)
+    return found
+
+
 def _judge(work, bound, way, action):
     try:
         work()
@@ -878,8 +911,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bound", type=int, choices=BOUNDS, default=1)
     parser.add_argument("--seconds", type=float, default=None)
+    parser.add_argument(
+        "--walk", type=int, default=None, metavar="SEED", help="at random, 500 ways"
+    )
     options = parser.parse_args()
     began = time.monotonic()
+    if options.walk is not None:
+        found = walk(BOUNDS[options.bound], options.walk, WALKS)
+        print(f"bound {options.bound}: {found.rests} walks, {found.steps} steps, all holds")
+        return
     found = explore(BOUNDS[options.bound], options.seconds)
     took = time.monotonic() - began
     print(

@@ -41,3 +41,8 @@ def test_a_wrong_state_is_told_with_the_way_to_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(exhaustive.World, "_look", look)
     with pytest.raises(exhaustive.Wrong, match=r"two were acknowledged\n +1 (.|\n)*deliver"):
         exhaustive.explore(exhaustive.BOUNDS[1])
+
+
+def test_ways_at_random_through_the_largest_bound() -> None:
+    found = exhaustive.walk(exhaustive.BOUNDS[7], 1, exhaustive.WALKS)
+    assert found.rests == exhaustive.WALKS and found.actions["crash"] > exhaustive.WALKS / 2

@@ -45,3 +45,5 @@ def test_each_mutation_is_found(base: Path, tmp_path: Path) -> None:
 def test_the_unbroken_code_passes_the_same_searches(base: Path) -> None:
     seeds = {seed for m in MUTATIONS if m.finder == "seeds" for seed in m.arguments}
     assert find("seeds", sorted(seeds, key=int), base, 280) == ""
+    for walked in sorted({m.arguments for m in MUTATIONS if m.finder == "walk"}):
+        assert find("walk", walked, base) == ""
