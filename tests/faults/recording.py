@@ -22,7 +22,7 @@ class Job:
     number: int
     """distinct: labels are made of it"""
     style: str
-    """batch, single, mount, cut"""
+    """one of styles.STYLES"""
     address: str
     seed: int
     file: str

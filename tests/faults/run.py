@@ -26,13 +26,13 @@ LEAST_OPERATIONS = 20
 """Of a client; one that did less tested nothing."""
 MOUNT_TIMEOUT_S = 30.0
 SMALL_DISK_BYTES = 400 << 20
-FAULTS_A_FILE = 3
+FAULTS_A_FILE = 2
 """Then the clients go on with another file: histories of a chunk stay short."""
 
 
 def jobs(directory: Path, address: str, mount: str, seed: int, rate: float) -> list[Job]:
-    """Return the clients: with batches, with single calls, that cut, and through the mount."""
-    styles = ["batch", "batch", "single", "cut", "cut", *(["mount"] if mount else [])]
+    """Return the clients: with batches, with single calls, that cut, through the mount."""
+    styles = ["batch", "batch", "reader", "single", "cut", "cut", *(["mount"] if mount else [])]
     return [
         Job(
             name=f"{style}-{number}",
@@ -126,7 +126,7 @@ def run(
     name: str,
     nodes: int = 3,
     targets_per_node: int = 2,
-    rate: float = 60.0,
+    rate: float = 40.0,
 ) -> World:
     """Run clients against a cluster under the faults that ``choose`` yields, and judge it all.
 

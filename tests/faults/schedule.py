@@ -225,6 +225,13 @@ def partition_manager(world: World) -> None:
     _cut(world, world.cluster.net.around(world.a_manager()), 2.2, 3.5)
 
 
+def partition_from_managers(world: World) -> None:
+    """A node does not reach the managers, but everybody else: only its lease tells it to stop."""
+    node = world.a_node()
+    ways = [(node, name) for name in world.cluster.managers]
+    _cut(world, [*ways, *((b, a) for a, b in ways)], 3.0, 5.0)
+
+
 def partition_clients(world: World) -> None:
     """The clients do not reach a node that everybody else reaches."""
     node = world.a_node()
@@ -344,6 +351,7 @@ NETWORK_FAULTS: tuple[Fault, ...] = (
     partition_one_way,
     partition_between_nodes,
     partition_manager,
+    partition_from_managers,
     partition_clients,
 )
 DISK_FAULTS: tuple[Fault, ...] = (full_disk,)

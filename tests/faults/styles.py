@@ -58,11 +58,13 @@ class Library(Style):
 class Batches(Library):
     """Several chunks at once, each piece an operation of its own."""
 
+    KINDS: tuple[Kind, ...] = (Kind.READ, Kind.WRITE)
+
     def turn(self, path: str) -> None:
         """Write or read pieces of distinct chunks."""
         client, job = self.client, self.client.job
         chunks = client.random.sample(range(job.chunks), min(self.BATCH, job.chunks))
-        kind = client.random.choice((Kind.READ, Kind.WRITE))
+        kind = client.random.choice(self.KINDS)
         file = self.open(path)
         pieces = [(chunk, *client.span()) for chunk in chunks]
         operations = [client.begin(path, chunk, kind, at, length) for chunk, at, length in pieces]
@@ -85,6 +87,12 @@ class Batches(Library):
             for operation, result, entry in zip(operations, results, entries, strict=True):
                 client.saw(operation, result, view[entry[2] : entry[2] + entry[3]])
         self.operations = len(entries)
+
+
+class Readers(Batches):
+    """Nothing but reads: what it knows of the chains no failed write brings up to date."""
+
+    KINDS = (Kind.READ,)
 
 
 class Singles(Library):
@@ -219,6 +227,7 @@ class Mounted(Style):
 
 STYLES: dict[str, type[Style]] = {
     "batch": Batches,
+    "reader": Readers,
     "single": Singles,
     "mount": Mounted,
     "cut": Cuts,
