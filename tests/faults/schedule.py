@@ -229,7 +229,7 @@ def partition_from_managers(world: World) -> None:
     """A node does not reach the managers, but everybody else: only its lease tells it to stop."""
     node = world.a_node()
     ways = [(node, name) for name in world.cluster.managers]
-    _cut(world, [*ways, *((b, a) for a, b in ways)], 3.0, 5.0)
+    _cut(world, [*ways, *((b, a) for a, b in ways)], 2.6, 3.6)
 
 
 def partition_clients(world: World) -> None:
