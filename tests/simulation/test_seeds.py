@@ -18,7 +18,7 @@ MIN_SEEDS = 50
 """Fewer say nothing about coverage."""
 FIRST = (37, 72)
 """Seeds that use what few others do: they are run before all others."""
-RARE_RULES = {27: 400, 32: 400}
+RARE_RULES = {27: 10_000, 32: 400, 68: 10_000}
 """Rules that so many seeds are sure to use."""
 UNUSED_RULES = {
     3: "targets that act on one chain version agree on who is head, so R1 refuses first",
@@ -27,6 +27,8 @@ UNUSED_RULES = {
     35: "nothing that a returning target has newer may differ from what is under way",
     40: "the manager publishes the end of a node's last process before it lets the next one in",
     46: "it is for defects of the program",
+    70: "giving up a last-serving target loses data, which these worlds never do",
+    71: "client sessions are longer than a world lasts",
 }
 """Rules for what no correct world does, and why; unit tests and mutations use them."""
 
