@@ -9,7 +9,7 @@ nothing is held back.
 
 Time enters as nanoseconds of a clock that never jumps; ``storage/turns.py`` carries it out.
 
-Source: design.md 5, Recovery ("throttled"); the issue: foreground keeps 70 % of its throughput.
+Source: design.md 5, Recovery ("throttled").
 """
 
 from typing import NamedTuple

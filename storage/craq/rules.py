@@ -176,7 +176,7 @@ RULES: dict[int, Rule] = {
         "A target that became the tail with an update pending does not show what was before it: "
         "the old tail may have shown what is after.",
         _TABLE,
-        "found by the simulator, seed 2111 of issue 2",
+        "found by the simulator",
     ),
     28: Rule("Relaxed reads are exempt from 26 and 27.", _TABLE, CRAQ + ", 2.4"),
     # damage
