@@ -1,10 +1,11 @@
 """Checks: what must hold in every world, at every moment and at its end.
 
-While it runs: versions only grow; nobody serves whom the manager has taken out (no effect after a
-lease ran out); no target stops over a conflict or a defect; no error that a user was not to see; no
-byte that nobody wrote. At the end: every chain serves with all of its targets; nothing is under
-way; replicas are equal; and each chunk's history is linearizable, the last reads of every replica
-included, so that nothing acknowledged is lost and nothing was done twice.
+While it runs: versions and epochs only grow; no update is committed as two versions; a process that
+is new does not serve for the one before; nobody serves whom the manager has taken out (no effect
+after a lease ran out); no target stops over a conflict or a defect; no error that a user was not to
+see; no byte that nobody wrote. At the end: every chain serves with all of its targets; nothing is
+under way; replicas are equal; and each chunk's history is linearizable, the last reads of every
+replica included, so that nothing acknowledged is lost and nothing was done twice.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING
 from hillfire.cluster import PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.meta.manager import chains
+from hillfire.storage.craq.channels import INTERNAL
 from hillfire.storage.craq.effects import Stop
 from hillfire.storage.craq.operation import Operation
+from hillfire.storage.store.base import Tag
 from hillfire.types import ChunkId, TargetId
 from tests.history import Kind, judge
 from tests.history import Operation as Recorded
@@ -37,6 +40,7 @@ FORGIVEN: tuple[tuple[str, set[Code], set[Code]], ...] = (
     ("power", {Code.CORRUPT}, {Code.CORRUPT}),
     ("full-disk", {Code.NO_SPACE}, {Code.NO_SPACE}),
     ("broken-disk", {Code.IO}, {Code.IO}),
+    ("memory", {Code.CORRUPT}, set()),
 )
 """What a kind of fault may make of targets, and of operations."""
 
@@ -57,7 +61,10 @@ class Checks:
                 self.allowed_errors |= errors
         self.unknown = 0
         self.syncs = 0
-        self._versions: dict[tuple[TargetId, ChunkId], int] = {}
+        self._done: dict[tuple[Tag, ChunkId], int] = {}
+        """versions that updates were committed as by serving targets"""
+        self._lives: dict[TargetId, int] = {}
+        """incarnations in which targets have served since they were last out"""
 
     # ------------------------------------------------------------------ while it runs
 
@@ -71,9 +78,12 @@ class Checks:
                 f"{what} at {home}, which acts on chain version {at}: "
                 f"by now it is {chain.state_of(home.target).name} in {chain}"
             )
+        life = home.node.incarnation
+        if self._lives.setdefault(home.target, life) != life:
+            raise Failure(f"{what} at {home}, whose process is new and has not been out of {chain}")
 
     def committing(self, home: "Home", operations: Sequence[Operation]) -> None:
-        """Verify that a serving target's versions only grow."""
+        """Verify that a serving target goes back in nothing, and does nothing twice."""
         replica, store = home.replica, home.store
         if replica is None or store is None or replica.state is not PublicState.SERVING:
             return
@@ -81,6 +91,12 @@ class Checks:
             meta = store.get(operation.chunk)
             if meta is not None and operation.version < meta.version:
                 raise Failure(f"{home} goes back from version {meta.version} with {operation}")
+            if meta is not None and operation.epoch < meta.epoch:
+                raise Failure(f"{home} takes {operation} after the cut of epoch {meta.epoch}")
+            if operation.tag.client != INTERNAL:
+                key = operation.tag, operation.chunk
+                if self._done.setdefault(key, operation.version) != operation.version:
+                    raise Failure(f"{operation} was done as version {self._done[key]} already")
 
     def stored(self, before: Routing, after: Routing) -> None:
         """Verify every routing that the manager stores."""
@@ -88,6 +104,9 @@ class Checks:
             raise Failure(f"routing {after.version} is stored over {before.version}")
         for chain in after.chains.values():
             chains.check(chain)
+            for target, state in chain.targets:
+                if state is not PublicState.SERVING:
+                    self._lives.pop(target, None)
             known = before.chains.get(chain.id)
             if known is None or known == replace(chain, preferred=known.preferred):
                 continue

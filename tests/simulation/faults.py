@@ -380,6 +380,21 @@ class Faults:
         self.world.scheduler.later(self._away_s(), end)
         return True
 
+    def memory(self) -> bool:
+        """A node's memory changes what a target makes of its next forwarded write, unseen."""
+        homes = [
+            home
+            for node in self.world.storage()
+            for home in node.homes.values()
+            if home.serves() and home.chain.targets[0][0] != home.target
+        ]
+        if not homes:
+            return False
+        home = self._random.choice(homes)
+        home.wrong_memory = True
+        home.tell("its memory is about to change a byte")
+        return True
+
     def slow_disk(self) -> bool:
         node = self._random.choice(self.world.storage())
         if node.disk.slow:
@@ -418,4 +433,5 @@ _KINDS: dict[str, Callable[[Faults], bool]] = {
     "flip": Faults.flip,
     "full-disk": Faults.full_disk,
     "broken-disk": Faults.broken_disk,
+    "memory": Faults.memory,
 }

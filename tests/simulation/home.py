@@ -8,8 +8,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from crc32c import crc32c
+
 from hillfire.cluster import Chain, PublicState
 from hillfire.errors import Code, Error
+from hillfire.proto.wire.chunks import Kind
 from hillfire.storage import lifecycle
 from hillfire.storage.craq import effects, events
 from hillfire.storage.craq.check import check
@@ -46,6 +49,8 @@ class Home:
         self.replica: Replica | None = None
         self.store: ChunkStore | None = None
         self.used_bytes = 0
+        self.wrong_memory = False
+        """whether the bytes of the next forwarded write change before they are summed"""
         self._repairing: set[ChunkId] = set()
         self._looking = self._looked = False
         self._requests: dict[int, tuple[list[int], list[Outcome], Done]] = {}
@@ -228,7 +233,7 @@ class Home:
             updates = [
                 Update(
                     o.chunk, Version(o.version), o.kind, o.offset, o.length,
-                    _payload(o), o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes,
+                    *self._remembered(o), o.tag, o.epoch, chain_version, o.chunk_bytes,
                     o.source, Version(o.source_version),
                 )
                 for o in operations
@@ -244,6 +249,16 @@ class Home:
 
         total = sum(len(_payload(o)) for o in operations)
         self.work(job, done, total <= INLINE_BYTES and len(operations) <= INLINE_ITEMS)
+
+    def _remembered(self, operation: Operation) -> tuple[memoryview, int]:
+        """Return an update's bytes and their sum as this host's memory has them."""
+        payload = _payload(operation)
+        if not (self.wrong_memory and operation.forwarded and operation.kind == Kind.WRITE):
+            return payload, operation.checksum
+        self.wrong_memory = False
+        self.tell(f"its memory changes a byte of {operation}")
+        wrong = bytes(payload[:-1]) + bytes((payload[-1] ^ 1,))
+        return memoryview(wrong), crc32c(wrong)
 
     def _commit(self, effect: effects.Commit) -> None:
         operations, chain_version, store = effect.operations, effect.chain_version, self.store

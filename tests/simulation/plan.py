@@ -67,6 +67,8 @@ class Plan:
         if self.engine and rng.random() < 0.3:
             kinds.append("flip")
         self.mix = {kind: rng.choice((1, 1, 3)) for kind in kinds}
+        if Random(f"{seed}/memory").random() < 0.04:
+            self.mix["memory"] = 1
         self.fault_every_s = duration_s / rng.choice((8, 15, 30))
         self.loss = rng.choice((0.0, 0.0, 0.0, 0.005, 0.02))
         self.twice = rng.choice((0.0, 0.0, 0.01, 0.05))
