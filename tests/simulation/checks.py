@@ -18,6 +18,7 @@ from hillfire.meta.manager import chains
 from hillfire.storage.craq.channels import INTERNAL
 from hillfire.storage.craq.effects import Stop
 from hillfire.storage.craq.operation import Operation
+from hillfire.storage.craq.repair import Repair
 from hillfire.storage.store.base import Tag
 from hillfire.types import ChunkId, TargetId
 from tests.history import Kind, judge
@@ -81,6 +82,17 @@ class Checks:
         life = home.node.incarnation
         if self._lives.setdefault(home.target, life) != life:
             raise Failure(f"{what} at {home}, whose process is new and has not been out of {chain}")
+
+    def beginning(self, home: "Home", operations: Sequence[Operation], version: int) -> None:
+        """Verify that nothing is begun that was asked of a chain which is past (R2)."""
+        for operation in operations:
+            if isinstance(operation, Repair) or operation.repair is not None:
+                continue
+            if operation.chain_version != version:
+                raise Failure(
+                    f"{home} begins {operation} of chain version "
+                    f"{operation.chain_version} at {version}"
+                )
 
     def committing(self, home: "Home", operations: Sequence[Operation]) -> None:
         """Verify that a serving target goes back in nothing, and does nothing twice."""

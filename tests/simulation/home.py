@@ -228,6 +228,7 @@ class Home:
     def _prepare(self, effect: effects.Prepare) -> None:
         operations, chain_version, store = effect.operations, effect.chain_version, self.store
         assert store is not None
+        self.world.checks.beginning(self, operations, chain_version)
 
         def job() -> list[tuple[Operation, Image | int]]:
             updates = [
