@@ -391,11 +391,16 @@ def test_a_metadata_service_that_crashes_is_only_slow(running: LocalCluster) -> 
 def test_a_stopped_node_delays_reads_and_changes_no_byte(running: LocalCluster) -> None:
     """What it may still write into stays in quarantine until it goes on or has ended."""
     data = random.Random(11).randbytes(8 * MIB)
-    with hillfire.connect(running.address, transport="shm") as fs:
+    # A client for each of the two, so that each has a connection of its own to the node already.
+    with (
+        hillfire.connect(running.address, transport="shm") as fs,
+        hillfire.connect(running.address, transport="shm") as other,
+    ):
         fs.write_bytes("/stopped", data)
         chance, region = random.Random(12), fs.register(64 * 4096)
-        with fs.open("/stopped", "rb") as file:
+        with fs.open("/stopped", "rb") as file, other.open("/stopped", "rb") as same:
             file.read_at(0, 8 * MIB)
+            same.read_at(0, 8 * MIB)
             pid = running.pid("storage-103")
             os.kill(pid, signal.SIGSTOP)
             longest_s = 0.0
@@ -406,7 +411,7 @@ def test_a_stopped_node_delays_reads_and_changes_no_byte(running: LocalCluster) 
                 reader.start()
                 for _ in range(200):
                     at, began = chance.randrange(8 * MIB - 9000), time.monotonic()
-                    assert file.read_at(at, 9000) == data[at : at + 9000]
+                    assert same.read_at(at, 9000) == data[at : at + 9000]
                     longest_s = max(longest_s, time.monotonic() - began)
                 assert reader.is_alive(), "its region may still be written into"
             finally:
