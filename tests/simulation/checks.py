@@ -83,6 +83,11 @@ class Checks:
         if self._lives.setdefault(home.target, life) != life:
             raise Failure(f"{what} at {home}, whose process is new and has not been out of {chain}")
 
+    def shown(self, member: "Member") -> None:
+        """Verify that bytes are shown under a lease only, however long it took to read them."""
+        if not member.lease.valid():
+            raise Failure(f"{member} answers a read although its lease has ended")
+
     def beginning(self, home: "Home", operations: Sequence[Operation], version: int) -> None:
         """Verify that nothing is begun that was asked of a chain which is past (R2)."""
         for operation in operations:

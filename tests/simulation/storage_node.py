@@ -88,8 +88,14 @@ class StorageNode(Member):
         if not self.lease.valid():
             reply(Error(Code.LEASE_EXPIRED, "this node has lost touch with the manager"))
             return
+
+        def checked(value: Any) -> None:
+            if method in ("read", "fetch") and not isinstance(value, Error):
+                self.world.checks.shown(self)
+            reply(value)
+
         try:
-            _METHODS[method](self, body, reply)
+            _METHODS[method](self, body, checked)
         except Error as error:
             reply(error)
 

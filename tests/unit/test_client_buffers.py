@@ -9,6 +9,7 @@ import pytest
 from hillfire.client.buffers import Buffers
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Part
+from hillfire.region import Quarantine
 from hillfire.types import ByteRange
 
 
@@ -46,6 +47,31 @@ def test_quarantined_parts_are_kept_back() -> None:
     pool.region.release(held)
     assert pool.acquire(4096, 1).offset == first.offset
     pool.release(second)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_lands_late_lands_in_nothing_that_is_used_again(seed: int) -> None:
+    """Operations time out, their memory is given back, and what they bring lands at any time."""
+    chance, pool = random.Random(seed), Buffers(64 * 1024)
+    used: list[tuple[Part, bytes]] = []
+    late: list[tuple[Part, Quarantine]] = []
+    view = pool.region.view
+    for step in range(400):
+        what = chance.randrange(4)
+        if what == 0 and late:
+            part, held = late.pop(chance.randrange(len(late)))
+            view[part.offset : part.offset + part.length] = bytes(part.length)
+            pool.region.release(held)
+        elif what == 1 and used:
+            part, _ = used.pop(chance.randrange(len(used)))
+            late.append((part, pool.region.quarantine(ByteRange(part.offset, part.length))))
+            pool.release(part)
+        elif (found := pool.try_acquire(chance.randrange(1, 20_000))) is not None:
+            content = bytes((1 + step % 255,)) * found.length
+            view[found.offset : found.offset + found.length] = content
+            used.append((found, content))
+        for part, content in used:
+            assert view[part.offset : part.offset + part.length] == content, step
 
 
 def test_waiters_are_woken() -> None:
