@@ -300,7 +300,7 @@ class TargetShell:
                 memories.append(span)
                 parts_of.update(zip(old, found, strict=True))
             chain = self.chain.id if self.chain is not None else 0
-            items = [forward_item(o, chain, chain_version) for o, _ in operations]
+            items = [forward_item(o, n, chain, chain_version) for o, n in operations]
             parts = [parts_of[operation] for operation, _ in operations]
             await self._send(target, operations, items, parts, self.position)
         except Exception as exc:  # a defect too: an update must not wait for ever
@@ -445,13 +445,14 @@ _CARRY: dict[type, Callable[..., None]] = {
 }
 
 
-def forward_item(o: Operation, chain: int, chain_version: int) -> ForwardItem:
+def forward_item(o: Operation, attempt: int, chain: int, chain_version: int) -> ForwardItem:
     """Return an operation as the successor is told of it."""
     image = o.image
     assert image is not None, o
     return ForwardItem(
         o.chunk, chain, chain_version, o.kind, o.offset, o.length, o.checksum, o.epoch,
         o.chunk_bytes, *o.tag, o.version, *image, o.source or NO_CHUNK, o.source_version,
+        attempt,
     )  # fmt: skip
 
 

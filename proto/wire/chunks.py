@@ -125,6 +125,8 @@ class ForwardItem(NamedTuple):
     source: ChunkId = NO_CHUNK
     source_version: int = 0
     """CLONE: of the source, which does not change meanwhile"""
+    serial: int = 0
+    """grows with every forward that a sender makes under one chain version; 0: whole chunks"""
 
 
 class FetchItem(NamedTuple):
@@ -192,6 +194,6 @@ READ_ITEMS = Codec("<16sIIII", ReadItem._make, "ReadItem")
 READ_RESULTS = Codec("<HxxIIQ", ReadResult._make, "ReadResult")
 WRITE_ITEMS = Codec("<16sIIIIIIIIQIQ16s", WriteItem._make, "WriteItem")
 WRITE_RESULTS = Codec("<HxxQII", WriteResult._make, "WriteResult")
-FORWARD_ITEMS = Codec("<16sIIIIIIIIQIQQII16sQ", ForwardItem._make, "ForwardItem")
+FORWARD_ITEMS = Codec("<16sIIIIIIIIQIQQII16sQQ", ForwardItem._make, "ForwardItem")
 FETCH_ITEMS = Codec("<16sII", FetchItem._make, "FetchItem")
 FETCH_RESULTS = Codec("<HBxQIIIIQIQ", FetchResult._make, "FetchResult")

@@ -53,6 +53,8 @@ class ForwardedUpdate(ClientUpdate, Protocol):
     @property
     def post_checksum(self) -> int: ...  # noqa: D102
     @property
+    def serial(self) -> int: ...  # noqa: D102
+    @property
     def source_version(self) -> int: ...  # noqa: D102
 
 

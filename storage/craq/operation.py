@@ -85,6 +85,7 @@ class Operation:
         "partner",
         "payload",
         "repair",
+        "serial",
         "stage",
         "tag",
         "version",
@@ -127,6 +128,9 @@ class Operation:
         self.stage = Stage.QUEUED
         self.link = Link.NONE
         self.attempt = 0
+        """the last one to send it, of all that this target made"""
+        self.serial = 0
+        """of the forward that brought it, among all of its sender's"""
         self.exposed = False
         """a serving successor may have committed it: no reader may be shown what was before"""
         self.waiters: list[tuple[int, int]] = []

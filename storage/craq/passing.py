@@ -66,10 +66,16 @@ class Passing(Locking):
             return
         if operation.forwarded and operation.kind == CLONE and code in _NO_SOURCE:
             code = Code.MISSING_UPDATE  # its source is not there yet as the sender has it
-        self._answer(operation, Outcome(code))
-        self._finish(operation)
+        self._end_refused(operation, Code(code))
         if code is Code.IO or (code is Code.NO_SPACE and self.state is SYNCING):
             self._stop(code, f"the store failed to prepare {operation}")
+
+    def _end_refused(self, operation: Operation, code: Code) -> None:
+        """End an update that is refused, here or behind."""
+        if operation.forwarded and code in ABORTING:  # R48: nor by a copy that comes late
+            self._refused = max(self._refused, operation.serial)
+        self._answer(operation, Outcome(code))
+        self._finish(operation)
 
     def _push(self, operation: Operation) -> None:
         """Forward a pending update, and commit it as soon as the rules allow.
@@ -87,7 +93,7 @@ class Passing(Locking):
             else:
                 operation.link = WANTED
         else:
-            operation.attempt += 1
+            self._attempts = operation.attempt = self._attempts + 1
             operation.link = SENT
             operation.exposed = operation.exposed or self.waits
             self._out.forward.append((operation, operation.attempt))
@@ -103,7 +109,7 @@ class Passing(Locking):
         self._out.commit.append(operation)
 
     def _transfer(self, operation: Operation) -> None:
-        operation.attempt += 1
+        self._attempts = operation.attempt = self._attempts + 1
         operation.link = TRANSFER
         self._out.transfer.append((operation, operation.attempt))
 
@@ -162,8 +168,7 @@ class Passing(Locking):
             if self._rule is not None:
                 self._rule(21)
             self._out.discard.append(operation.chunk)
-            self._answer(operation, Outcome(code))
-            self._finish(operation)
+            self._end_refused(operation, Code(code))
         elif operation.link == SENT and (
             code == Code.CORRUPT
             or (self._syncing and code in (Code.MISSING_UPDATE, Code.CHECKSUM, Code.CONFLICT))

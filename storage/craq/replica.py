@@ -140,6 +140,13 @@ class Replica(Healing):
                 self._rule(3)
             self._refuse(request, index, Code.NOT_SERVING)
             return None
+        # R48: a late copy of what was refused must not be done. Whatever else was overtaken by a
+        # refusal is sent again.
+        if 0 < item.serial <= self._refused:
+            if self._rule is not None:
+                self._rule(48)
+            self._refuse(request, index, Code.STALE)
+            return None
         tag = Tag(item.client, item.channel, item.sequence)
         # R17: the same update again is answered with the one that is pending.
         holder = self.holders.get(item.chunk)
@@ -153,6 +160,7 @@ class Replica(Healing):
                 if self._rule is not None:
                     self._rule(17)
                 holder.waiters.append((request, index))
+                holder.serial = max(holder.serial, item.serial)
                 if holder.stage == COMMITTED:
                     self._answer_done(holder)
                 return None
@@ -164,6 +172,7 @@ class Replica(Healing):
                 return None
         operation = self._make(request, index, item, tag, payload)
         operation.forwarded = True
+        operation.serial = item.serial
         operation.version = item.version
         operation.expected = Image(item.post_length, item.post_checksum)
         if item.kind == CLONE:
@@ -218,7 +227,7 @@ class Replica(Healing):
         if self._completing is not None:
             self._refuse(self._completing, 0, Code.WRONG_CHAIN_VERSION)
             self._completing = None
-        self.version, self.state = chain.version, now
+        self.version, self.state, self._refused = chain.version, now, 0
         self.head = now is SERVING and chain.serving[0] == self.target
         self.successor = chain.successor(self.target)
         self._syncing = self.successor is not None and chain.state_of(self.successor) is SYNCING

@@ -283,6 +283,12 @@ RULES: dict[int, Rule] = {
         _LOCK,
         "design.md 6",
     ),
+    48: Rule(
+        "Forwards are numbered. One that is no newer than the last refusal of 21 is sent again, "
+        "not done: a late copy would commit what its client was told has failed.",
+        _CORE,
+        "found by the simulator, seeds 261 and 429",
+    ),
 }
 """All rules of the storage side; the manager's are the rows of ``meta/manager/chains.TABLE``."""
 

@@ -75,6 +75,9 @@ class Table:
         self._sources = Sources()
         self._completing: int | None = None
         self._retry_asked = False
+        self._attempts = 0
+        self._refused = 0
+        """serial of the latest forward of this chain version that was refused for good"""
         self._inspect = inspect
         self._rule = on_rule
         for chunk, record in pending:

@@ -32,12 +32,12 @@ def forward(home: "Home", effect: effects.Forward) -> None:
 
     def job() -> tuple[list[ForwardItem], list[bytes]]:
         items, payloads = [], []
-        for operation, _ in effect.operations:
+        for operation, attempt in effect.operations:
             payload = operation.payload
             payloads.append(
                 _pending(store, operation) if payload is None else bytes(payload)  # type: ignore[call-overload]
             )
-            items.append(forward_item(operation, home.chain_id, effect.chain_version))
+            items.append(forward_item(operation, attempt, home.chain_id, effect.chain_version))
         return items, payloads
 
     def done(result: Any) -> None:

@@ -144,11 +144,20 @@ def write_item(chunk, sequence=1, channel=0, *, client=1, version=2, kind=Kind.W
 
 
 def forward_item(
-    chunk, u, sequence=1, channel=0, *, client=1, version=2, kind=Kind.WRITE, checksum=None
+    chunk,
+    u,
+    sequence=1,
+    channel=0,
+    *,
+    client=1,
+    version=2,
+    kind=Kind.WRITE,
+    checksum=None,
+    serial=0,
 ):
     return ForwardItem(
         chunk, 1, version, kind, 0, 4, 0, 1, 65536, client, channel, sequence, u, 4,
-        u if checksum is None else checksum,
+        u if checksum is None else checksum, serial=serial,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from tests.unit.replica_talk import (
 def test_a_write_passes_the_head_in_one_call_each():
     talk = head()
     assert talk.write((A, 1, 0), (B, 1, 1)) == [("prepare", [(A, 1), (B, 1)])]
-    assert talk.prepared(A, B) == [("forward", 2, 2, [(A, 1, 1), (B, 1, 1)])]
+    assert talk.prepared(A, B) == [("forward", 2, 2, [(A, 1, 1), (B, 1, 2)])]
     assert talk.answered(A) == [("commit", 2, [(A, 1)])]
     assert talk.committed(A) == [("reply", [(1, 0, Code.OK, 1)]), ("finish", 1)]
     assert talk.answered(B) == [("commit", 2, [(B, 1)])]
@@ -362,13 +362,40 @@ def test_refusals_by_the_successor_end_the_update_everywhere():
     assert talk.write((A, 2)) == [("prepare", [(A, 1)])]
 
 
+def test_a_late_copy_of_what_was_refused_is_not_done():
+    """Its client was told that it failed, and the chunk's next update has its version."""
+    late = [(2, 0, Code.STALE, 0)]
+    for talk in (tail(), middle()):
+        talk.forward((A, 1), serial=7)
+        if talk.replica.successor is None:
+            talk.prepared(A, code=Code.NO_SPACE)
+        else:
+            talk.prepared(A)
+            talk.answered(A, Code.NO_SPACE)
+        assert talk.forward((A, 1), serial=7) == [("reply", late)]
+        assert talk.forward((B, 1, 1), serial=8) == [("prepare", [(B, 1)])]
+        assert talk.forward((A, 1, 2), serial=9) == [("prepare", [(A, 1)])]
+    talk.chain(3, (1, S), (2, S), (3, OFF))
+    assert talk.forward((W, 1, 3), version=3, serial=1) == [("prepare", [(W, 1)])]
+
+
+def test_forwards_are_numbered_across_chunks_and_attempts():
+    talk = head()
+    talk.write((A,))
+    assert talk.prepared(A) == [("forward", 2, 2, [(A, 1, 1)])]
+    talk.write((B, 1, 1))
+    assert talk.prepared(B) == [("forward", 2, 2, [(B, 1, 2)])]
+    talk.answered(A, Code.UNAVAILABLE)
+    assert talk.say(events.RetryDue()) == [("forward", 2, 2, [(A, 1, 3)])]
+
+
 def test_a_forward_that_failed_is_sent_again_after_a_while():
     talk = head()
     talk.write((A, 1, 0), (B, 1, 1))
     talk.prepared(A, B)
     assert talk.answered(A, Code.CONNECTION) == [("retry",)]
     assert talk.answered(B, Code.WRONG_CHAIN_VERSION) == []  # one retry for all
-    assert talk.say(events.RetryDue()) == [("forward", 2, 2, [(A, 1, 2), (B, 1, 2)])]
+    assert talk.say(events.RetryDue()) == [("forward", 2, 2, [(A, 1, 3), (B, 1, 4)])]
 
 
 def test_a_store_that_fails_takes_its_target_offline_and_answers_everyone():
@@ -427,7 +454,7 @@ def test_recovery_sends_chunks_under_their_locks_naming_the_chain_version():
     assert talk.answered(B) == [("reply", [(9, 1, Code.OK, 0)]), ("finish", 1)]
     talk.prepared(A)
     talk.answered(A)
-    assert talk.committed(A)[0] == ("transfer", 2, 2, [(A, 1)])
+    assert talk.committed(A)[0] == ("transfer", 2, 2, [(A, 3)])
     assert talk.answered(A, Code.CONNECTION) == [
         ("reply", [(9, 0, Code.CONNECTION, 0)]),
         ("finish", 1),
@@ -445,7 +472,7 @@ def test_recovery_completes_once_nothing_is_missing_and_commits_wait_from_then_o
     talk.committed(A)
     assert talk.say(events.SyncCompleting(9, 2)) == []
     talk.write((B, 1, 1))
-    assert talk.prepared(B) == [("forward", 2, 2, [(B, 1, 1)])]  # and no commit
+    assert talk.prepared(B) == [("forward", 2, 2, [(B, 1, 2)])]  # and no commit
     assert talk.replica.refuse_read(B, 2, False) is Code.NOT_COMMITTED
     assert talk.answered(A) == [("reply", [(9, 0, Code.OK, 0)]), ("finish", 1)]
     assert talk.answered(B) == [("commit", 2, [(B, 1)])]

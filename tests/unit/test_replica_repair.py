@@ -124,12 +124,12 @@ def test_a_newer_copy_of_a_target_that_does_not_serve_is_not_taken():
 def test_a_chunk_damaged_at_the_last_serving_target_does_not_stop_its_resync():
     talk = Talk(1, metas={A: meta(3), B: meta(2)})
     talk.chain(2, (1, S), (2, Y))
-    assert talk.say(_sync(1, A, B)) == [("transfer", 2, 2, [(A, 1), (B, 1)])]
+    assert talk.say(_sync(1, A, B)) == [("transfer", 2, 2, [(A, 1), (B, 2)])]
     assert talk.unreadable(A) == [("fetch", 2, 2, [(A, 1)])]
     assert talk.answered(B)[0] == ("reply", [(1, 1, Code.OK, 0)])
     # the successor has an older version: no good copy is left, and it must not show that one
     said = talk.fetched(A, version=2)
-    assert said == [("transfer", 2, 2, [(A, 2)]), ("lost", [A])]
+    assert said == [("transfer", 2, 2, [(A, 3)]), ("lost", [A])]
     assert talk.operations[A].lost
     assert talk.answered(A)[0] == ("reply", [(1, 0, Code.OK, 0)])
     assert not talk.replica.holders
