@@ -2,8 +2,8 @@
 
 A diff's first line says what is broken, its second what finds it: ``found by: seeds 3 17`` (of
 the simulator), ``found by: walk 7 1`` (a bound of the small worlds, and seeds of ways through
-it) or ``found by: pytest PATH::TEST``. A diff is applied to a copy of the source tree, never to
-the tree itself.
+it) or ``found by: pytest PATH::TEST``. Where that is a transcript, since no seed can tell, the
+lines after it say why. A diff is applied to a copy of the source tree, never to the tree itself.
 """
 
 import os
