@@ -18,7 +18,7 @@ MIN_SEEDS = 50
 """Fewer say nothing about coverage."""
 FIRST = (37, 72)
 """Seeds that use what few others do: they are run before all others."""
-RARE_RULES = {15: 400, 27: 10_000, 32: 400, 68: 10_000}
+RARE_RULES = {15: 400, 27: 10_000, 32: 400, 48: 10_000, 68: 10_000}
 """Rules that so many seeds are sure to use."""
 UNUSED_RULES = {
     3: "targets that act on one chain version agree on who is head, so R1 refuses first",
