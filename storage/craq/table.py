@@ -6,6 +6,7 @@ over this one table, cut up by idea to be read; each leans on the ones below it,
 methods named at the end here.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,7 +37,7 @@ ACTIVE = (SERVING, SYNCING)
 NO_TAG = Tag(INTERNAL, 0, 0)
 
 
-class Table:
+class Table(ABC):
     """One target's part in its chain, at rest."""
 
     def __init__(
@@ -214,17 +215,22 @@ class Table:
 
     # ------------------------------------------------------------------ of the layers above
 
+    @abstractmethod
     def _transfer(self, operation: Operation) -> None:
-        raise NotImplementedError
+        """Send the successor the whole chunk (``passing``)."""
 
+    @abstractmethod
     def _repair(self, operation: Operation) -> None:
-        raise NotImplementedError
+        """Make the bytes that an operation builds upon good first (``healing``)."""
 
+    @abstractmethod
     def _repair_prepared(self, repair: Operation, image: Image | int) -> None:
-        raise NotImplementedError
+        """Go on with a repair whose copy is stored (``healing``)."""
 
+    @abstractmethod
     def _repair_committed(self, repair: Operation) -> None:
-        raise NotImplementedError
+        """Go on with what a repair was for (``healing``)."""
 
+    @abstractmethod
     def _completed(self) -> None:
-        raise NotImplementedError
+        """Answer a completing sync if nothing is missing any more (``replica``)."""

@@ -3,6 +3,7 @@
 import mmap
 import os
 import time
+from abc import ABC, abstractmethod
 
 import hillfire
 from hillfire.client.file import File
@@ -12,7 +13,7 @@ from tests.history import Kind
 PAGE = 4096
 
 
-class Style:
+class Style(ABC):
     """A way to use the file system."""
 
     def __init__(self, client: Client) -> None:
@@ -21,11 +22,11 @@ class Style:
         self.operations = 1
         """of the last turn"""
 
+    @abstractmethod
     def turn(self, path: str) -> None:
         """Do something."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most hold nothing)
         """Let go of everything."""
 
 

@@ -74,8 +74,8 @@ class Process:
         """Drop what was in memory."""
 
     def serve(self, method: str, body: Any, reply: Reply) -> None:
-        """Handle a request."""
-        raise NotImplementedError
+        """Handle a request; those that only ask are sent none."""
+        raise AssertionError(f"{method} was sent to somebody who serves nothing")
 
     def pause(self) -> None:
         """SIGSTOP."""

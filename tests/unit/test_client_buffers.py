@@ -81,10 +81,11 @@ def test_waiters_are_woken() -> None:
     timer.start()
     again = pool.acquire(4096, 5)
     timer.join()
+    assert again == part
 
     async def main() -> None:
         asyncio.get_running_loop().call_later(0.05, pool.release, again)
-        await pool.acquire_async(4096, 5)
+        assert await pool.acquire_async(4096, 5) == part
 
     asyncio.run(main())
 
