@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from hillfire.durable import sync_directory
 from hillfire.errors import Code, Error
 from hillfire.proto import metalog_files as files
 from hillfire.proto import metalog_format as form
@@ -133,7 +134,7 @@ class LogCopy:
             if last:
                 files.check_snapshot(partial_path)
                 partial_path.rename(path)
-                _sync_directory(self._directory)
+                sync_directory(self._directory)
                 self._prune(head)
         except Error:
             partial_path.unlink(missing_ok=True)
@@ -244,7 +245,7 @@ class LogCopy:
         head = form.segment_head(segment)
         _write_all(self._fd, head, 0)
         os.fsync(self._fd)
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
         self._end = len(head)
 
     def _prune(self, head: SnapshotHead) -> None:
@@ -262,8 +263,8 @@ class LogCopy:
     def _make_directory(self) -> None:
         if not self._directory.is_dir():
             self._directory.mkdir(parents=True, exist_ok=True)
-            _sync_directory(self._directory.parent)
-            _sync_directory(self._directory.parent.parent)
+            sync_directory(self._directory.parent)
+            sync_directory(self._directory.parent.parent)
 
     def _forget(self) -> None:
         """Look at the disk again before anything else is done: it decides what is there."""
@@ -362,14 +363,6 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
     while view:
         count = os.pwrite(fd, view, at)
         view, at = view[count:], at + count
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _translated(error: OSError, directory: Path) -> Error:

@@ -7,7 +7,6 @@ share it.
 """
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -23,6 +22,7 @@ from rocksdict import (
     WriteOptions,
 )
 
+from hillfire.durable import sync_directory
 from hillfire.errors import Code, Error
 from hillfire.meta.engine.base import Engine, Pair
 
@@ -181,15 +181,7 @@ def _make(directory: Path) -> None:
     if not directory.parent.is_dir():
         _make(directory.parent)
     directory.mkdir(exist_ok=True)
-    _sync(directory.parent)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(directory.parent)
 
 
 def _options() -> Options:

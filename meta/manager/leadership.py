@@ -36,6 +36,7 @@ from pathlib import Path
 from struct import Struct
 
 from hillfire.clock import boot_ns
+from hillfire.durable import sync_directory
 from hillfire.errors import Code, Error
 
 BEATS_A_LEASE = 8
@@ -204,15 +205,6 @@ class Candidate:
                 return None
             raise
         return epoch
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _durable_file(path: Path, content: bytes) -> None:
