@@ -70,3 +70,12 @@ class Threads:
     async def idle(self) -> None:
         """Wait until no job is at work."""
         await self._idle.wait()
+
+
+async def to_the_end(future: "asyncio.Future[T]") -> T:
+    """Await what uses the request's memory: a cancellation has to wait for its end."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
