@@ -16,11 +16,16 @@ quarantine, a time-out does not.
 """
 
 import abc
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import repeat
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from hillfire.errors import Code
 from hillfire.region import Region
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 WIRE_VERSION = 1
 
@@ -41,6 +46,40 @@ class Part(NamedTuple):
     region: Region
     offset: int
     length: int
+
+
+class Parts(Sequence[Part]):
+    """Ranges of one region as two int64 arrays: what a large batch passes, packed in one go."""
+
+    __slots__ = ("lengths", "offsets", "region")
+
+    def __init__(
+        self, region: Region, offsets: "NDArray[np.int64]", lengths: "NDArray[np.int64]"
+    ) -> None:
+        """Part ``i`` is ``lengths[i]`` bytes from ``offsets[i]`` of ``region``."""
+        self.region = region
+        self.offsets = offsets
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> Part: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Parts": ...
+
+    def __getitem__(self, index: int | slice) -> "Part | Parts":
+        """Return one, or some of them."""
+        if isinstance(index, slice):
+            return Parts(self.region, self.offsets[index], self.lengths[index])
+        return Part(self.region, int(self.offsets[index]), int(self.lengths[index]))
+
+    def __iter__(self) -> Iterator[Part]:
+        """Yield each."""
+        return map(Part, repeat(self.region), self.offsets.tolist(), self.lengths.tolist())
 
 
 class Request(NamedTuple):
