@@ -27,6 +27,7 @@ from hillfire.meta.storage_client import StorageClient
 from hillfire.meta.truncates import Truncates
 from hillfire.proto.membership import Membership
 from hillfire.proto.meta_pb2 import DIRECTORY, Inode
+from hillfire.proto.process import ProcessService
 from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
 from hillfire.proto.wire.pick import host_id
 from hillfire.proto.wire.server import WireServer
@@ -102,6 +103,7 @@ class MetaServer:
         )
         dispatcher = Dispatcher()
         dispatcher.add("Meta", service)
+        dispatcher.add("Process", ProcessService())
         if self._journal is not None and config.copies:
             self._shipper = Shipper(
                 engine,

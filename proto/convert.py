@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, fields
 
+from hillfire import metrics
 from hillfire.cluster import (
     Chain,
     ChainTable,
@@ -18,7 +19,7 @@ from hillfire.cluster import (
 )
 from hillfire.errors import Code, Error
 from hillfire.layout import Layout
-from hillfire.proto import cluster_pb2, manager_pb2, meta_pb2
+from hillfire.proto import cluster_pb2, manager_pb2, meta_pb2, process_pb2
 from hillfire.types import ChainId, NodeId, TargetId
 
 
@@ -186,3 +187,36 @@ def decision_to_message(decision: Decision) -> manager_pb2.Decision:
 def decision_from_message(message: manager_pb2.Decision) -> Decision:
     """Return the decision of a message."""
     return Decision(**{field.name: getattr(message, field.name) for field in fields(Decision)})
+
+
+def metric_to_message(sample: metrics.Sample) -> process_pb2.Metric:
+    """Return the message of a metric."""
+    return process_pb2.Metric(
+        name=sample.name,
+        kind=process_pb2.MetricKind.ValueType(sample.kind),
+        labels=[text for label in sample.labels for text in label],
+        help=sample.help,
+        value=sample.value,
+        buckets=sample.times.counts.keys(),
+        counts=sample.times.counts.values(),
+        total_ns=sample.times.total_ns,
+    )
+
+
+def metric_from_message(message: process_pb2.Metric) -> metrics.Sample:
+    """Return the metric of a message.
+
+    Raises:
+        Error: PROTOCOL if it is none.
+    """
+    texts = list(message.labels)
+    try:
+        labels = tuple(zip(texts[::2], texts[1::2], strict=True))
+        counts = dict(zip(message.buckets, message.counts, strict=True))
+        kind = metrics.Kind(message.kind)
+    except ValueError as exc:
+        raise Error(Code.PROTOCOL, f"not a metric: {exc}") from exc
+    if any(bucket >= metrics.BUCKETS for bucket in counts):
+        raise Error(Code.PROTOCOL, f"a bucket beyond the {metrics.BUCKETS} that there are")
+    times = metrics.Times(counts, message.total_ns)
+    return metrics.Sample(message.name, kind, labels, message.help, message.value, times)

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from hillfire.errors import Code, Error
-from hillfire.proto import manager_pb2, meta_pb2, metalog_pb2, storage_pb2
+from hillfire.proto import manager_pb2, meta_pb2, metalog_pb2, process_pb2, storage_pb2
 from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming, Reply, Request
 
 
@@ -47,7 +47,7 @@ def _number(path: str) -> int:
 
 def _methods() -> Iterator[tuple[tuple[str, str], Method]]:
     """List every method of every .proto."""
-    for module in (manager_pb2, meta_pb2, metalog_pb2, storage_pb2):
+    for module in (manager_pb2, meta_pb2, metalog_pb2, process_pb2, storage_pb2):
         services: dict[str, ServiceDescriptor] = dict(module.DESCRIPTOR.services_by_name)
         for name, service in services.items():
             for rpc in service.methods:

@@ -14,6 +14,7 @@ from hillfire.config import StorageConfig
 from hillfire.errors import Code, Error
 from hillfire.proto import manager_pb2 as pb
 from hillfire.proto.membership import Membership
+from hillfire.proto.process import ProcessService
 from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
 from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming
 from hillfire.proto.wire.pick import host_id
@@ -96,6 +97,7 @@ class StorageServer:
         self._disks = open_disks(config, self._disk_changed)
         self._metalog = MetaLogService(config.directory, self._cluster, self._disks[0].executor)
         self._dispatcher.add("MetaLog", self._metalog)
+        self._dispatcher.add("Process", ProcessService())
         try:
             self._wire = WireServer(
                 self._handle, tcp=config.listen, shm=str(config.directory / "wire.sock")

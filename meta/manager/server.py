@@ -21,6 +21,7 @@ from hillfire.meta.manager.leadership import BEATS_A_LEASE, Candidate, Epoch
 from hillfire.meta.manager.service import ManagerService
 from hillfire.meta.manager.state import Store
 from hillfire.proto.dispatch import methods
+from hillfire.proto.process import ProcessService
 from hillfire.proto.service import CallContext, Dispatcher, GrpcServer, serve_grpc
 from hillfire.proto.wire.pick import host_id
 from hillfire.proto.wire.server import WireServer
@@ -99,6 +100,7 @@ class ManagerServer:
         self._held = Directory(config.directory, "manager", shared=True)
         dispatcher = Dispatcher()
         dispatcher.add("Manager", self._front)
+        dispatcher.add("Process", ProcessService())
         self._grpc = await serve_grpc(dispatcher, config.grpc_listen)
         port = config.listen.rpartition(":")[2]
         # The directory may be shared with managers of other hosts, at the same port.

@@ -89,18 +89,18 @@ class Times(NamedTuple):
     total_ns: int
 
     @property
-    def times(self) -> int:
+    def observed(self) -> int:
         """How many there were."""
         return sum(self.counts.values())
 
     @property
     def mean_ns(self) -> float:
         """The mean, exact; 0 if there was nothing."""
-        return self.total_ns / self.times if self.times else 0.0
+        return self.total_ns / self.observed if self.observed else 0.0
 
     def percentile_ns(self, part: float) -> float:
         """Return what ``part`` (0 to 1) of the times stay below; 0 if there was nothing."""
-        rank, seen = part * self.times, 0
+        rank, seen = part * self.observed, 0
         for bucket in sorted(self.counts):
             here = self.counts[bucket]
             if seen + here >= rank:
@@ -167,7 +167,7 @@ class Registry:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._entries: dict[tuple[str, Labels], tuple[Kind, str, object]] = {}
-        self._gauges: dict[str, tuple[str, Callable[[], Mapping[Labels, float]]]] = {}
+        self._gauges: dict[str, tuple[Kind, str, Callable[[], Mapping[Labels, float]]]] = {}
 
     def histogram(self, name: str, help: str, **labels: str) -> Histogram:
         """Return the histogram of a name (which ends in ``_seconds``) and labels, made if new."""
@@ -179,13 +179,21 @@ class Registry:
         assert name.endswith("_total"), name
         return self._get(Kind.COUNTER, Counter, name, help, labels)
 
-    def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+    def gauge(
+        self, name: str, help: str, read: Callable[[], float], kind: Kind = Kind.GAUGE
+    ) -> None:
         """Have ``read`` called whenever somebody looks; a later one replaces it."""
-        self.gauges(name, help, lambda: {(): read()})
+        self.gauges(name, help, lambda: {(): read()}, kind)
 
-    def gauges(self, name: str, help: str, read: Callable[[], Mapping[Labels, float]]) -> None:
+    def gauges(
+        self,
+        name: str,
+        help: str,
+        read: Callable[[], Mapping[Labels, float]],
+        kind: Kind = Kind.GAUGE,
+    ) -> None:
         """Have ``read`` tell values by labels whenever somebody looks."""
-        self._gauges[name] = help, read
+        self._gauges[name] = kind, help, read
 
     def _get(self, kind: Kind, make: type[M], name: str, help: str, labels: Mapping[str, str]) -> M:
         key = name, tuple(sorted(labels.items()))
@@ -205,8 +213,8 @@ class Registry:
                     samples.append(Sample(name, kind, labels, text, times=times))
             elif isinstance(entry, Counter) and entry.value:
                 samples.append(Sample(name, kind, labels, text, float(entry.value)))
-        for name, (text, read) in list(self._gauges.items()):
-            samples += [Sample(name, Kind.GAUGE, at, text, float(v)) for at, v in read().items()]
+        for name, (kind, text, read) in list(self._gauges.items()):
+            samples += [Sample(name, kind, labels, text, float(v)) for labels, v in read().items()]
         return samples
 
     def reset(self) -> None:

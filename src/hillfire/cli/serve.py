@@ -12,6 +12,7 @@ from typing import Protocol
 from hillfire import config, eventloop, observe
 from hillfire.errors import Code, Error
 from hillfire.local.process import die_with_parent, say_failed, say_ready
+from hillfire.proto import process
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def _make(kind: str, path: Path) -> tuple[Server, str, str]:
 
 
 async def _serve(server: Server, ready_fd: int | None) -> None:
+    process.watch()
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
