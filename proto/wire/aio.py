@@ -10,11 +10,10 @@ import threading
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
-from hillfire.proto.wire.calls import Calls
-from hillfire.proto.wire.calls_shm import ShmCalls
-from hillfire.proto.wire.calls_tcp import TcpCalls
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
 from hillfire.proto.wire.outgoing import Outgoing
+from hillfire.proto.wire.stream import Stream
+from hillfire.proto.wire.transports import calls_for
 
 MAX_LOOKS = 1024
 """Receives in one look for given-up requests."""
@@ -24,12 +23,12 @@ SCRAP_BYTES = 4096
 class AsyncConnection(base.AsyncConnection):
     """A connection over a connected, non-blocking socket, of the running event loop."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | Stream) -> None:
         """Say hello; ``greet`` waits for the server's."""
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._calls: Calls = ShmCalls() if sock.family == socket.AF_UNIX else TcpCalls()
+        self._calls = calls_for(sock)
         self.kind = self._calls.kind
         self._parser = Parser(self._calls.place)
         self._out = Outgoing(sock)
@@ -212,8 +211,8 @@ class AsyncConnection(base.AsyncConnection):
         self._closed = True
         self._quiet()
         self._out.drop()
+        self._sock.close()  # first: from here on nothing lands
         waiters = [call.waiter for call in self._calls.ended()]
-        self._sock.close()
         self._fail(waiters)
 
     def _quiet(self) -> None:

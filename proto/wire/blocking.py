@@ -14,11 +14,11 @@ from struct import Struct
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
-from hillfire.proto.wire.calls import Call, Calls
-from hillfire.proto.wire.calls_shm import ShmCalls
-from hillfire.proto.wire.calls_tcp import TcpCalls
+from hillfire.proto.wire.calls import Call
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
 from hillfire.proto.wire.outgoing import Outgoing
+from hillfire.proto.wire.stream import Stream
+from hillfire.proto.wire.transports import calls_for
 
 SLICE_S = 0.25
 """A receive returns at least this often to look at the deadline."""
@@ -31,7 +31,7 @@ _TIMEVAL = Struct("ll")
 class BlockingConnection(base.BlockingConnection):
     """A connection over a connected, blocking socket."""
 
-    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket | Stream, timeout_s: float) -> None:
         """Say hello and wait for the server's.
 
         Raises:
@@ -39,7 +39,7 @@ class BlockingConnection(base.BlockingConnection):
         """
         sock.settimeout(None)
         self._sock = sock
-        self._calls: Calls = ShmCalls() if sock.family == socket.AF_UNIX else TcpCalls()
+        self._calls = calls_for(sock)
         self.kind = self._calls.kind
         self._parser = Parser(self._calls.place)
         self._out = Outgoing(sock)
@@ -109,6 +109,37 @@ class BlockingConnection(base.BlockingConnection):
             raise reply
         assert reply is not None
         return reply
+
+    # --- for a caller with several requests outstanding, who waits for this and other connections
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when something may have arrived; -1 at the end."""
+        return self._sock.fileno()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether answers are here already, of which the descriptor tells nothing any more."""
+        return bool(self._done)
+
+    def collect(self) -> list[tuple[int, base.Reply | Error]]:
+        """Return the answers that have arrived, with their tickets, without waiting.
+
+        Raises:
+            Error: why the connection ended; nothing that is outstanding will be answered.
+        """
+        with self._lock:
+            if not self._done:
+                if self._cause is not None:
+                    raise self._again()
+                self._receive(_NOW)
+            done, self._done = self._done, {}
+        return [(ticket, call.reply) for ticket, call in done.items() if call.reply is not None]
+
+    def forget(self, ticket: int) -> None:
+        """Want an answer no more: its parts are in quarantine until it arrives after all."""
+        with self._lock:
+            if self._done.pop(ticket, None) is None:
+                self._calls.give_up(ticket, self.drain)
 
     def _again(self) -> Error:
         """Return why the connection ended, as a new exception."""
@@ -243,8 +274,8 @@ class BlockingConnection(base.BlockingConnection):
         if not self._closed:
             self._closed = True
             self._out.drop()
+            self._sock.close()  # first: from here on nothing lands
             self._calls.ended()
-            self._sock.close()
         return self._again()
 
     def _end(self, cause: Error) -> None:

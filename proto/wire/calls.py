@@ -24,8 +24,9 @@ from hillfire.proto.wire.frame import (
     encode,
     milliseconds,
 )
-from hillfire.proto.wire.outgoing import Buffer, Outgoing
+from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.staging import Loan
+from hillfire.proto.wire.stream import Buffer
 from hillfire.region import Quarantine, Region
 from hillfire.types import ByteRange
 

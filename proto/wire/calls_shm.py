@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from hillfire.proto.wire.base import Part, Request
 from hillfire.proto.wire.calls import Call, Calls
 from hillfire.proto.wire.frame import PART, REGISTER, UNREGISTER, Kind, encode
-from hillfire.proto.wire.outgoing import Buffer, Outgoing
+from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.staging import Loan, Staging
+from hillfire.proto.wire.stream import Buffer
 from hillfire.region import Region
 
 

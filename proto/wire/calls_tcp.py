@@ -6,8 +6,9 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Part, Request
 from hillfire.proto.wire.calls import Calls
 from hillfire.proto.wire.frame import FILLED, PART, Frame, Kind
-from hillfire.proto.wire.outgoing import Buffer, Outgoing
+from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.staging import Loan
+from hillfire.proto.wire.stream import Buffer
 from hillfire.region import Region
 
 

@@ -12,8 +12,8 @@ nothing touches its memory any more.
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_BODY_BYTES, Answer, Handler, Incoming
@@ -21,8 +21,7 @@ from hillfire.proto.wire.eager import start
 from hillfire.proto.wire.frame import Frame, Kind, Parser, Role, check_hello, encode, hello
 from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.outgoing import Outgoing
-from hillfire.proto.wire.shm import ShmSide
-from hillfire.proto.wire.tcp import Kept, TcpSide
+from hillfire.proto.wire.stream import Buffer, Side, Stream
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class _Job(NamedTuple):
 
     frame: Frame
     incoming: Incoming
-    kept: Kept
+    kept: Any
     cost: int
 
 
@@ -64,7 +63,7 @@ class Connection:
     """A client's connection at the server."""
 
     def __init__(
-        self, owner: Owner, sock: socket.socket, side: ShmSide | TcpSide, peer: str, pid: int
+        self, owner: Owner, sock: socket.socket | Stream, side: Side, peer: str, pid: int
     ) -> None:
         """Begin to read; the hello must follow within ``limits.hello_s``."""
         self._owner = owner
@@ -75,6 +74,7 @@ class Connection:
         self._parser = Parser(side.place)
         self._out = Outgoing(sock)
         self._receive: Callable[[list[memoryview]], int] = side.receive
+        self._carry = getattr(side, "carry", None)
         self._requests = 0
         self._bytes = 0
         self._reading = True
@@ -170,7 +170,7 @@ class Connection:
         if not self._greeted:
             pid = check_hello(frame, Role.CLIENT)
             self._greeted = True
-            if self._side.kind == "tcp":
+            if self._side.kind != "shm":
                 self._peer += f" pid={pid}"
             if self._timer is not None:
                 self._timer.cancel()
@@ -197,7 +197,10 @@ class Connection:
         self._bytes += job.cost
         self._owner.bytes += job.cost
         try:
-            answer = self._owner.handler(incoming)
+            if self._carry is None or kept is None:
+                answer = self._owner.handler(incoming)
+            else:
+                answer = self._carry(self._owner.handler, incoming, kept)
         except Exception as exc:
             answer = self._failure(frame, exc)
         if isinstance(answer, Answer):
@@ -240,7 +243,7 @@ class Connection:
 
     def _answer(self, job: _Job, answer: Answer) -> None:
         """Queue an answer; its memory goes back to the pool when it has left."""
-        data: list[bytes | memoryview] = []
+        data: Sequence[Buffer] = ()
         table = b""
         if answer.filled and not answer.code:
             try:
@@ -249,7 +252,7 @@ class Connection:
                 answer = self._failure(job.frame, exc)
         if len(answer.body) > MAX_BODY_BYTES:
             answer = error_answer(Code.TOO_LARGE, f"an answer of {len(answer.body)} bytes")
-            table, data = b"", []
+            table, data = b"", ()
         head = encode(
             Kind.RESPONSE,
             answer.code,
@@ -322,6 +325,6 @@ class Connection:
     def _close(self) -> None:
         """Close socket and memory."""
         self._out.drop()
-        self._side.close()
         self._sock.close()
+        self._side.close()
         self._owner.ended(self)

@@ -10,15 +10,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from hillfire.proto.wire.frame import MAX_BUFFERS
+from hillfire.proto.wire.stream import Buffer, Stream
 
 _NOW = int(socket.MSG_DONTWAIT)  # a plain number: flags cost a microsecond each
-Buffer = bytes | memoryview
 
 
 class Outgoing:
     """A queue of buffers before a socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Stream | socket.socket) -> None:
         """Send on ``sock``."""
         self._sock = sock
         self.bytes = 0

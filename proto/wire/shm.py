@@ -19,8 +19,7 @@ from struct import Struct
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Answer
 from hillfire.proto.wire.frame import FILLED, PART, REGISTER, UNREGISTER, Frame, Kind
-from hillfire.proto.wire.outgoing import Buffer
-from hillfire.proto.wire.tcp import Kept
+from hillfire.proto.wire.stream import Buffer, Opened
 from hillfire.region import SEALS
 
 MAX_DESCRIPTORS = 4
@@ -143,14 +142,14 @@ class ShmSide:
         finally:
             os.close(fd)
 
-    def open(self, frame: Frame) -> tuple[Sequence[memoryview], Sequence[memoryview], Kept, int]:
+    def open(self, frame: Frame) -> Opened:
         """Return a request's sources and destinations, what to keep for ``reply``, its cost.
 
         Raises:
             Error: INVALID for a part outside its region, or why the region was refused.
         """
         if not frame.table:
-            return (), (), None, 0
+            return Opened((), (), None, 0)
         views = []
         last, base = -1, memoryview(b"")
         for region, offset, length in PART.iter_unpack(frame.table):
@@ -164,7 +163,7 @@ class ShmSide:
                 text = f"[{offset}, {end}) is outside region {region} of {len(base)} bytes"
                 raise Error(Code.INVALID, text)
             views.append(base[offset:end])
-        return views[: frame.sources], views[frame.sources :], None, 0
+        return Opened(views[: frame.sources], views[frame.sources :], None, 0)
 
     def _region(self, region: int) -> memoryview:
         found = self._regions.get(region)
@@ -177,7 +176,7 @@ class ShmSide:
         raise Error(found.code, found.strerror or "")
 
     def reply(
-        self, kept: Kept, destinations: Sequence[memoryview], answer: Answer
+        self, kept: None, destinations: Sequence[memoryview], answer: Answer
     ) -> tuple[bytes, list[Buffer]]:
         """Return the table of a response and its data: over shm it is in place already.
 
@@ -188,7 +187,7 @@ class ShmSide:
             raise ValueError(f"{len(answer.filled)} of {len(destinations)} destinations filled")
         return b"".join(map(FILLED.pack, answer.filled)), []
 
-    def give_back(self, kept: Kept) -> None:
+    def give_back(self, kept: None) -> None:
         """Take back what ``open`` gave: nothing here."""
 
     def close(self) -> None:

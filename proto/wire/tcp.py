@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_DATA_BYTES, Answer
 from hillfire.proto.wire.frame import FILLED, PART, Frame
-from hillfire.proto.wire.outgoing import Buffer
+from hillfire.proto.wire.stream import Buffer, Opened
 
 SOCKET_BUFFER_BYTES = 1024 * 1024
 POOL_BYTES = 128 * 1024 * 1024
@@ -104,7 +104,7 @@ class TcpSide:
         """Refuse regions: over tcp data travels behind the frame."""
         raise Error(Code.PROTOCOL, f"a frame of kind {frame.kind} over tcp")
 
-    def open(self, frame: Frame) -> tuple[Sequence[memoryview], Sequence[memoryview], Kept, int]:
+    def open(self, frame: Frame) -> Opened:
         """Return a request's sources and destinations, what to keep for ``reply``, its cost.
 
         Raises:
@@ -112,7 +112,7 @@ class TcpSide:
         """
         buffer, self._arriving = self._arriving, None
         if not frame.table:
-            return (), (), None, 0
+            return Opened((), (), None, 0)
         lengths, total = self._measure(frame)
         if buffer is None:
             buffer = self._pool.take(total)
@@ -121,7 +121,7 @@ class TcpSide:
             views.append(buffer[start : start + length])
             start += length
         kept = buffer, frame.data_bytes
-        return views[: frame.sources], views[frame.sources :], kept, total
+        return Opened(views[: frame.sources], views[frame.sources :], kept, total)
 
     def reply(
         self, kept: Kept, destinations: Sequence[memoryview], answer: Answer
