@@ -1,0 +1,43 @@
+"""What Python is too slow for: a small extension in C, and its twin in Python.
+
+``crc32c`` and ``sums`` are the extension's where it was built and runs here, else ``pure``'s. Both
+give the same answers; the tests run over both. With ``HILLFIRE_PURE=1`` in the environment the
+extension refuses to load, which is decided in C so that pure modules may import this one.
+
+``read`` is None without the extension; hillfire.storage.store.batch tells what it does, and is
+its twin.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from hillfire.native import pure
+from hillfire.native.pure import Buffer
+
+
+class Read(Protocol):
+    """What ``read`` is called with; see hillfire.storage.store.batch."""
+
+    def __call__(
+        self,
+        items: Buffer,
+        into: Sequence[memoryview],
+        look: Callable[[int, int], object],
+        flags: int,
+        /,
+    ) -> tuple[bytearray, bytearray, list[int]]:
+        """Return packed results, how many bytes of each destination were filled, what is left."""
+
+
+read: Read | None = None
+
+try:
+    from hillfire.native import _fast
+except ImportError:
+    FAST = False
+    crc32c, sums = pure.crc32c, pure.sums
+else:
+    FAST = True
+    crc32c, sums, read = _fast.crc32c, _fast.sums, _fast.read
+
+__all__ = ["FAST", "Read", "crc32c", "read", "sums"]
