@@ -10,14 +10,14 @@ HOLD_BYTES = 64 * 1024
 """Up to this size the interpreter lock is kept: handing it over takes longer than the sum."""
 
 
-def crc32c(data: Buffer, value: int = 0) -> int:
+def crc32c(data: Buffer, value: int = 0, /) -> int:
     """Return the CRC32C of what ``value`` is the CRC32C of, followed by ``data``."""
     if len(data) <= HOLD_BYTES:
         return _crc32c(data, value, gil_release_mode=0)
     return _crc32c(data, value)
 
 
-def sums(data: Buffer, unit: int) -> bytes:
+def sums(data: Buffer, unit: int, /) -> bytes:
     """Return the CRC32C of each ``unit`` bytes of ``data``, packed as 32 bits each.
 
     The last may be of fewer bytes.
