@@ -22,6 +22,7 @@ from hillfire.config import MountConfig, format_size
 from hillfire.errors import Code, Error
 from hillfire.fuse.operations import Operations
 from hillfire.fuse.writeback import WriteBehind
+from hillfire.proto import process
 from hillfire.types import ROOT_INODE
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ async def run(config: MountConfig, ready: Callable[[], None]) -> None:
             not be stored.
     """
     mountpoint = check(config.mountpoint)
+    process.watch()
     client = await Client.connect(
         config.address, transport=config.transport, io_timeout_s=config.io_timeout_s
     )

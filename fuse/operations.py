@@ -14,6 +14,8 @@ from hillfire.fuse.directories import Directories
 from hillfire.fuse.shared import NAME_MAX_BYTES
 from hillfire.proto import meta_pb2 as pb
 from hillfire.proto.cluster_pb2 import Empty
+from hillfire.proto.process import snapshot
+from hillfire.types import ROOT_INODE
 
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
@@ -22,6 +24,8 @@ MAX_ABSENT = 16
 STATFS_S = 1.0
 BLOCK_BYTES = 4096
 FREE_INODES = 1 << 40
+METRICS = b"user.hillfire.metrics"
+"""Of the root: what this mount's process has measured, for `hillfire metrics`. Not listed."""
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
@@ -53,6 +57,8 @@ class Operations(Directories):
         """
         if name in _ACLS:
             raise Error(Code.NOT_SUPPORTED, "access control lists are not kept")
+        if name == METRICS and inode == ROOT_INODE:
+            return snapshot().SerializeToString()
         node, now = self.nodes.find(inode), time.monotonic()
         if node is not None and node.absent.get(name, 0.0) > now:
             raise Error(Code.NO_ATTRIBUTE, "remembered as absent")

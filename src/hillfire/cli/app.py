@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hillfire.cli import operate_app
+from hillfire.cli import measure_app, operate_app
 
 app = typer.Typer(
     name="hillfire",
@@ -433,6 +433,9 @@ def placement(
         nodes, disks, targets_per_disk, replicas, racks, nodes_per_host, level,
         address=address, solver=solver, as_json=json,
     )  # fmt: skip
+
+
+measure_app.add_to(app)
 
 
 def _node_names(ctx: typer.Context, incomplete: str) -> list[str]:
