@@ -13,7 +13,19 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from hillfire.client import reading, writing
-from hillfire.client.actions import Call, Exchange, Join, Operation, Outcome, Pause, Spawn
+from hillfire.client.actions import (
+    Abandon,
+    Await,
+    Call,
+    Exchange,
+    Flying,
+    Join,
+    Operation,
+    Outcome,
+    Pause,
+    Spawn,
+    Start,
+)
 from hillfire.client.buffers import DEFAULT_BYTES, Buffers
 from hillfire.client.connections import allowed, manager_endpoint
 from hillfire.client.core import Core
@@ -32,6 +44,15 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 2.0
 
 _BROKEN = frozenset({Code.CONNECTION, Code.PROTOCOL})
+
+
+def _abandon(flying: Sequence[Flying]) -> None:
+    """Cancel what has no outcome yet, which puts its parts into quarantine."""
+    for each in flying:
+        if each.outcome is None:
+            each.handle.cancel()
+            gone = Error(Code.CANCELLED, "nobody waits for this answer any more")
+            each.outcome = Outcome(b"", gone, True)
 
 
 class Client:
@@ -204,6 +225,7 @@ class Client:
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive an operation to its end."""
+        started: list[Flying] = []
         try:
             action = operation.send(None)
             while True:
@@ -220,7 +242,7 @@ class Client:
                         await asyncio.sleep(action.seconds)  # type: ignore[union-attr]
                         value = None
                     else:
-                        value = await self._perform(action)
+                        value = await self._perform(action, started)
                 except Error as exc:
                     action = operation.throw(exc)
                 else:
@@ -230,13 +252,39 @@ class Client:
             return result
         finally:
             operation.close()
+            _abandon(started)
 
-    async def _perform(self, action: Any) -> Any:
+    async def _perform(self, action: Any, started: list[Flying]) -> Any:
         """Carry out an action that is neither an exchange nor a pause."""
+        if type(action) is Start:
+            flying = [self._begin(call) for call in action.calls]
+            started += flying
+            return flying
+        if type(action) is Await:
+            tasks = [each.handle for each in action.flying if each.outcome is None]
+            if tasks:
+                when = asyncio.FIRST_COMPLETED
+                done, _ = await asyncio.wait(tasks, timeout=action.timeout_s, return_when=when)
+                for task in done:
+                    task.result()
+            return None
+        if type(action) is Abandon:
+            _abandon(action.flying)
+            return None
         if type(action) is Spawn:
             return asyncio.ensure_future(self.run(action.operation))
         assert type(action) is Join
         return await action.handle
+
+    def _begin(self, call: Call) -> Flying:
+        """Start a call as a task; its outcome is told before anyone who awaits it goes on."""
+        flying = Flying(call)
+
+        async def carry_out() -> None:
+            flying.outcome = await self._call(call)
+
+        flying.handle = asyncio.ensure_future(carry_out())
+        return flying
 
     async def _call(self, call: Call) -> Outcome:
         endpoint, request, timeout_s = call

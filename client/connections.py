@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S = 2.0
 MAX_IDLE = 16
 """Connections kept open to a node while no thread uses them."""
 
-_BROKEN = frozenset({Code.CONNECTION, Code.TIMED_OUT, Code.PROTOCOL})
+BROKEN = frozenset({Code.CONNECTION, Code.TIMED_OUT, Code.PROTOCOL})
 """After these a connection is not used again."""
 
 Started: TypeAlias = tuple[Endpoint, BlockingConnection | None, int, float, Error | None]
@@ -72,23 +72,23 @@ class Connections:
         """Do one call: the fast path."""
         endpoint, request, timeout_s = call
         try:
-            connection = self._take(endpoint)
+            connection = self.take(endpoint)
         except Error as exc:
             return Outcome(b"", exc, True)
         try:
             ticket = connection.start(request, timeout_s)
             body = connection.finish(ticket, timeout_s).body
         except Error as exc:
-            if exc.code in _BROKEN:
-                self._drop(endpoint, connection, exc)
+            if exc.code in BROKEN:
+                self.drop(endpoint, connection, exc)
             else:
-                self._give(endpoint, connection)
+                self.give(endpoint, connection)
             return Outcome(b"", exc, True)
         except BaseException:
             connection.close()
             raise
         verified = connection.kind != "tcp"
-        self._give(endpoint, connection)
+        self.give(endpoint, connection)
         return Outcome(body, None, verified)
 
     def begin(self, calls: Sequence[Call]) -> list[Started]:
@@ -100,7 +100,7 @@ class Connections:
             connection = connections.get(endpoint)
             if connection is None:
                 try:
-                    connection = self._take(endpoint)
+                    connection = self.take(endpoint)
                 except Error as exc:
                     connection = exc
                 connections[endpoint] = connection
@@ -134,7 +134,7 @@ class Connections:
                         continue
                     except Error as exc:
                         failed = exc
-                if failed.code in _BROKEN:
+                if failed.code in BROKEN:
                     used[id(connection)] = (endpoint, connection, failed)
                 outcomes.append(Outcome(b"", failed, True))
         except BaseException:
@@ -144,12 +144,17 @@ class Connections:
             raise
         for endpoint, connection, broken in used.values():
             if broken is None:
-                self._give(endpoint, connection)
+                self.give(endpoint, connection)
             else:
-                self._drop(endpoint, connection, broken)
+                self.drop(endpoint, connection, broken)
         return outcomes
 
-    def _take(self, endpoint: Endpoint) -> BlockingConnection:
+    def take(self, endpoint: Endpoint) -> BlockingConnection:
+        """Return a connection for the caller alone: ``give`` it back, or ``drop`` it.
+
+        Raises:
+            Error: INVALID if this client is closed; what connecting raises.
+        """
         pool = self._pools.get(endpoint)
         if pool is not None:
             try:
@@ -163,7 +168,8 @@ class Connections:
         self._all.add(connection)
         return connection
 
-    def _give(self, endpoint: Endpoint, connection: BlockingConnection) -> None:
+    def give(self, endpoint: Endpoint, connection: BlockingConnection) -> None:
+        """Take a connection back that works."""
         pool = self._pools.get(endpoint)
         if pool is None:
             pool = self._pools.setdefault(endpoint, [])
@@ -172,7 +178,7 @@ class Connections:
         else:
             connection.close()
 
-    def _drop(self, endpoint: Endpoint, connection: BlockingConnection, cause: Error) -> None:
+    def drop(self, endpoint: Endpoint, connection: BlockingConnection, cause: Error) -> None:
         """Close a broken connection, and the idle ones to a peer that is gone."""
         connection.close()
         if cause.code is Code.CONNECTION:

@@ -20,10 +20,12 @@ import time
 import weakref
 from typing import Any, TypeVar
 
-from hillfire.client.actions import Exchange, Join, Operation, Pause, Spawn
+from hillfire.client.actions import Abandon, Await, Exchange, Join, Operation, Pause, Spawn, Start
 from hillfire.client.buffers import DEFAULT_BYTES, Buffers
 from hillfire.client.connections import Connections, manager_endpoint
 from hillfire.client.core import Core, Identity
+from hillfire.client.flight import Flight
+from hillfire.client.lanes import Lanes
 from hillfire.client.session import Session
 from hillfire.errors import Error
 from hillfire.proto.wire.base import Part
@@ -47,52 +49,6 @@ def own_identity() -> Identity:
             if line.startswith("Umask:"):
                 umask = int(line.split()[1], 8)
     return Identity(os.geteuid(), os.getegid(), os.getgroups(), umask)
-
-
-class Flight:
-    """An operation that was begun: its requests are on their way, nobody waits for them yet."""
-
-    __slots__ = ("_operation", "_shell", "_waiting")
-
-    def __init__(self, shell: "Shell", operation: Operation[Any]) -> None:
-        """Send the operation's first requests."""
-        self._shell = shell
-        self._operation: Operation[Any] | None = operation
-        self._waiting: Any = None
-        self._step(None)
-
-    def _step(self, value: Any) -> None:
-        operation = self._operation
-        assert operation is not None
-        shell = self._shell
-        try:
-            action = operation.send(value)
-            while True:
-                if type(action) is Exchange:
-                    self._waiting = (True, shell.wires.begin(action.calls))
-                    return
-                if type(action) is Pause:
-                    self._waiting = (False, time.monotonic() + action.seconds)
-                    return
-                action = shell.perform(operation, action)
-        except StopIteration as stop:
-            self._operation, self._waiting = None, (True, stop.value)
-        except Error as exc:
-            self._operation, self._waiting = None, (False, exc)
-
-    def result(self) -> Any:
-        """Wait for the end on the caller's thread."""
-        while self._operation is not None:
-            exchange, waiting = self._waiting
-            if exchange:
-                self._step(self._shell.wires.finish(waiting))
-            else:
-                time.sleep(max(0.0, waiting - time.monotonic()))
-                self._step(None)
-        good, value = self._waiting
-        if good:
-            return value
-        raise value
 
 
 class Shell:
@@ -156,31 +112,39 @@ class Shell:
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation to its end on this thread."""
+        lanes: Lanes | None = None
         try:
             action = operation.send(None)
             while True:
-                if type(action) is Exchange:
-                    calls = action.calls
+                kind = type(action)
+                if kind is Exchange:
+                    calls = action.calls  # type: ignore[union-attr]
                     if len(calls) == 1:
                         action = operation.send([self.wires.single(calls[0])])
                     else:
                         action = operation.send(self.wires.exchange(calls))
-                elif type(action) is Pause:
-                    time.sleep(action.seconds)
+                elif kind is Pause:
+                    time.sleep(action.seconds)  # type: ignore[union-attr]
                     action = operation.send(None)
+                elif kind is Start or kind is Await or kind is Abandon:
+                    if lanes is None:
+                        lanes = Lanes(self.wires)
+                    action = operation.send(_with_lanes(lanes, action))
                 else:
-                    action = self.perform(operation, action)
+                    action = self._perform(operation, action)
         except StopIteration as stop:
             result: T = stop.value
             return result
         finally:
             operation.close()
+            if lanes is not None:
+                lanes.close()
 
-    def perform(self, operation: Operation[Any], action: Any) -> Any:
-        """Carry out an action that is neither an exchange nor a pause; return the next one."""
+    def _perform(self, operation: Operation[Any], action: Any) -> Any:
+        """Spawn or join; return the operation's next action."""
         try:
             if type(action) is Spawn:
-                value: Any = Flight(self, action.operation)
+                value: Any = Flight(self.wires, action.operation)
             else:
                 assert type(action) is Join
                 value = action.handle.result()
@@ -225,6 +189,17 @@ class Shell:
         self._closed = True
         self.wires.close()
         _shells.discard(self)
+
+
+def _with_lanes(lanes: Lanes, action: Any) -> Any:
+    """Carry out what concerns calls that were started and not waited for."""
+    if type(action) is Start:
+        return lanes.start(action.calls)
+    if type(action) is Await:
+        lanes.wait(action.flying, action.timeout_s)
+    else:
+        lanes.abandon(action.flying)
+    return None
 
 
 class _LazyPool:

@@ -7,9 +7,20 @@ is virtual time. The bodies are packed and unpacked by production's own codecs.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hillfire.client.actions import Action, Call, Exchange, Operation, Outcome, Pause
+from hillfire.client.actions import (
+    Abandon,
+    Action,
+    Await,
+    Call,
+    Exchange,
+    Flying,
+    Operation,
+    Outcome,
+    Pause,
+    Start,
+)
 from hillfire.cluster import Routing
-from hillfire.errors import Error
+from hillfire.errors import Code, Error
 from hillfire.proto import convert, dispatch, service
 from hillfire.proto.wire.base import Part
 from hillfire.proto.wire.chunks import (
@@ -60,6 +71,14 @@ class ClientShell(Process):
                 self._exchange(action.calls, step)
             elif type(action) is Pause:
                 self.after(action.seconds, lambda: step(None))
+            elif type(action) is Start:
+                step([self._start(call) for call in action.calls])
+            elif type(action) is Await:
+                self._await(action, lambda: step(None))
+            elif type(action) is Abandon:
+                for flying in action.flying:
+                    _settle(flying, Outcome(b"", Error(Code.CANCELLED), False))
+                step(None)
             else:
                 raise AssertionError(f"no client operation here does {action}")
 
@@ -78,6 +97,29 @@ class ClientShell(Process):
 
         for position, call in enumerate(calls):
             self._call(call, lambda outcome, at=position: answered(at, outcome))  # type: ignore[misc]
+
+    def _start(self, call: Call) -> Flying:
+        flying = Flying(call)
+        flying.handle = []  # whom to tell
+        self._call(call, lambda outcome: _settle(flying, outcome))
+        return flying
+
+    def _await(self, action: Await, go_on: Callable[[], None]) -> None:
+        waiting = [flying for flying in action.flying if flying.outcome is None]
+        if not waiting:
+            go_on()
+            return
+        gone = False
+
+        def once() -> None:
+            nonlocal gone
+            if not gone:
+                gone = True
+                go_on()
+
+        for flying in waiting:
+            flying.handle.append(once)
+        self.after(action.timeout_s, once)
 
     def _call(self, call: Call, answered: Callable[[Outcome], None]) -> None:
         request, world = call.request, self.world
@@ -117,6 +159,18 @@ class ClientShell(Process):
             self.world.coverage.count("damage")
             return data[:-1] + bytes((data[-1] ^ 128,))
         return data
+
+
+def _settle(flying: Flying, outcome: Outcome) -> None:
+    """Give a started call its outcome; one that was abandoned has it already.
+
+    The bytes of an answer that nobody waits for land all the same, as they do over shm.
+    """
+    if flying.outcome is None:
+        flying.outcome = outcome
+        waiting, flying.handle = flying.handle, []
+        for go_on in waiting:
+            go_on()
 
 
 def _encoded(value: Any) -> bytes:

@@ -10,7 +10,19 @@ from typing import Any
 
 from crc32c import crc32c
 
-from hillfire.client.actions import Call, Exchange, Join, Operation, Outcome, Pause, Spawn
+from hillfire.client.actions import (
+    Abandon,
+    Await,
+    Call,
+    Exchange,
+    Flying,
+    Join,
+    Operation,
+    Outcome,
+    Pause,
+    Spawn,
+    Start,
+)
 from hillfire.client.core import Core
 from hillfire.cluster import (
     Chain,
@@ -66,6 +78,9 @@ class World:
         self.now = 100.0
         self.fault: Fault = lambda node, item: None
         self.down: set[str] = set()
+        self.delays: dict[str, float] = {}
+        """how long a node takes to answer what was started, by its name"""
+        self.abandoned: list[Call] = []
         self.seen: list[tuple[str, Any]] = []
         self.tags: dict[tuple[int, int], tuple[int, Any]] = {}
         self.meta_calls: list[tuple[str, Any]] = []
@@ -108,6 +123,15 @@ class World:
             if isinstance(action, Exchange):
                 assert action.calls, "an empty exchange"
                 value = [self._answer(call) for call in action.calls]
+            elif isinstance(action, Start):
+                value = [self._start(call) for call in action.calls]
+            elif isinstance(action, Await):
+                self._await(action)
+            elif isinstance(action, Abandon):
+                for flying in action.flying:
+                    if flying.outcome is None:
+                        self.abandoned.append(flying.call)
+                        flying.outcome = Outcome(b"", Error(Code.CANCELLED), True)
             elif isinstance(action, Pause):
                 self.now += action.seconds
                 self.pauses.append(action.seconds)
@@ -125,6 +149,28 @@ class World:
                     value = result if result is not None else self.run(self._flights[key])
                 except Error as exc:
                     error = exc
+
+    def _start(self, call: Call) -> Flying:
+        flying = Flying(call)
+        name = call.endpoint.tcp.split(":")[0]
+        flying.handle = self.now + min(self.delays.get(name, 0.0), call.timeout_s)
+        return flying
+
+    def _await(self, action: Await) -> None:
+        """Let time pass until the first answer, or the end of the wait."""
+        waiting = [each for each in action.flying if each.outcome is None]
+        if not waiting:
+            return
+        first = min(each.handle for each in waiting)
+        self.now = max(self.now, min(first, self.now + action.timeout_s))
+        for flying in waiting:
+            if flying.handle <= self.now:
+                late = self.delays.get(flying.call.endpoint.tcp.split(":")[0], 0.0)
+                flying.outcome = (
+                    self._answer(flying.call)
+                    if late < flying.call.timeout_s
+                    else Outcome(b"", Error(Code.TIMED_OUT), True)
+                )
 
     def _answer(self, call: Call) -> Outcome:
         name = call.endpoint.tcp.split(":")[0]
