@@ -14,16 +14,15 @@ from hillfire.proto.wire.base import Answer, Incoming
 from hillfire.proto.wire.chunks import (
     FETCH_ITEMS,
     FETCH_RESULTS,
-    READ_ITEMS,
-    READ_RESULTS,
+    NO_CHUNK,
     RELAXED,
     FetchItem,
     FetchResult,
-    ReadItem,
-    ReadResult,
 )
 from hillfire.storage.copies import read_copy
 from hillfire.storage.shell import TargetShell
+from hillfire.storage.store.base import Direct
+from hillfire.storage.store.batch import Batch, Target
 from hillfire.storage.threads import to_the_end
 from hillfire.storage.throttle import Meter
 
@@ -51,45 +50,58 @@ class Reads:
         Raises:
             Error: PROTOCOL, LEASE_EXPIRED.
         """
-        items, into = READ_ITEMS.unpack(incoming.body), incoming.destinations
-        if len(items) != len(into):
-            raise Error(Code.PROTOCOL, f"{len(items)} reads, {len(into)} destinations")
-        results: list[ReadResult] = []
+        into = incoming.destinations
+        batch = Batch(incoming.body, into)
+        cached = len(into) == 1 or sum(map(len, into)) <= INLINE_READ_BYTES
         slow: list[tuple[int, TargetShell]] = []
-        cached = len(items) == 1 or sum(map(len, into)) <= INLINE_READ_BYTES
-        chain, shell = -1, None
-        for position, item in enumerate(items):
-            if item[1] != chain:
-                chain = item[1]
-                shell = self._shell_of(chain)
+        for position in self._read_at_once(batch) if cached else batch.leave_all():
+            chunk, chain, version, offset, flags = batch.item(position)
+            shell = self._shell_of(chain)
             if shell is None:
-                results.append(_NOT_SERVING)
+                batch.put(position, Code.NOT_SERVING, 0, 0, 0)
                 continue
-            code = shell.replica.refuse_read(item[0], item[2], bool(item[4] & RELAXED))
+            code = shell.replica.refuse_read(chunk, version, bool(flags & RELAXED))
             if code:
-                results.append(ReadResult(code, 0, 0, 0))
+                batch.put(position, code, 0, 0, 0)
                 continue
             if cached:
                 try:
-                    found = shell.store.read_cached(item[0], item[3], into[position])
+                    found = shell.store.read_cached(chunk, offset, into[position])
                 except Error:
                     found = None  # the thorough read will say what is wrong
                 if found is not None:
-                    results.append(ReadResult(0, found[0], found[1], found[2]))
+                    batch.put(position, 0, *found)
                     continue
             slow.append((position, shell))
-            results.append(_NOT_SERVING)
         if slow:
-            return self._read_slowly(items, into, results, slow)
-        return Answer(Code.OK, READ_RESULTS.pack(results), [result[1] for result in results])
+            return self._read_slowly(batch, slow)
+        return Answer(Code.OK, bytes(batch.results), batch.filled)
 
-    async def _read_slowly(
-        self,
-        items: Sequence[ReadItem],
-        into: Sequence[memoryview],
-        results: list[ReadResult],
-        slow: Sequence[tuple[int, TargetShell]],
-    ) -> Answer:
+    def _read_at_once(self, batch: Batch) -> Sequence[int]:
+        """Answer what needs no second look; returns the positions of what is left."""
+        inside: list[tuple[Direct, int]] = []
+
+        def look(chain: int, version: int) -> Code | Target | None:
+            shell = self._shell_of(chain)
+            if shell is None:
+                return Code.NOT_SERVING
+            replica = shell.replica
+            code = replica.refuse_read(NO_CHUNK, version, True)
+            if code:
+                return code
+            direct = shell.store.direct()
+            if direct is None:
+                return None
+            inside.append((direct, direct.enter()))
+            return Target(direct.records, replica.holders, direct.files)
+
+        try:
+            return batch.read(look, nowait=True)
+        finally:
+            for direct, number in inside:
+                direct.leave(number)
+
+    async def _read_slowly(self, batch: Batch, slow: Sequence[tuple[int, TargetShell]]) -> Answer:
         # One job a disk: a disk that hangs must not keep from the others' threads.
         jobs: dict[Executor, list[tuple[int, TargetShell]]] = {}
         for each in slow:
@@ -97,21 +109,19 @@ class Reads:
         self._meter.enter(time.monotonic_ns())
         try:
             # The destinations are used until the threads have ended, whoever is cancelled.
-            reading = [_read_job(items, into, job) for job in jobs.values()]
+            reading = [_read_job(batch, job) for job in jobs.values()]
             await to_the_end(asyncio.gather(*reading))
         finally:
             self._meter.leave(time.monotonic_ns())
         if not self._lease_valid():
             raise Error(Code.LEASE_EXPIRED, "the lease ended during the read")
-        found = [result for task in reading for result in task.result()]
-        order = [each for job in jobs.values() for each in job]
-        for (position, shell), result in zip(order, found, strict=True):
-            results[position] = result
-            if result.code == Code.IO:
-                shell.fail(Error(Code.IO, f"a read failed: {items[position].chunk.hex()}"))
-            elif result.code == Code.CORRUPT:
-                shell.damaged(items[position].chunk, "found by a read")
-        return Answer(Code.OK, READ_RESULTS.pack(results), [result[1] for result in results])
+        for task in reading:
+            for position, shell, code in task.result():
+                if code == Code.IO:
+                    shell.fail(Error(Code.IO, f"a read failed: {batch.item(position).chunk.hex()}"))
+                elif code == Code.CORRUPT:
+                    shell.damaged(batch.item(position).chunk, "found by a read")
+        return Answer(Code.OK, bytes(batch.results), batch.filled)
 
     async def fetch(self, incoming: Incoming) -> Answer:
         """Answer another target that repairs its own copies with ours, as they are committed.
@@ -148,23 +158,9 @@ class Reads:
 
 
 def _read_job(
-    items: Sequence[ReadItem],
-    into: Sequence[memoryview],
-    job: Sequence[tuple[int, TargetShell]],
-) -> "asyncio.Task[list[ReadResult]]":
-    """Read from the stores of one disk in one thread."""
-
-    def work() -> list[ReadResult]:
-        done = []
-        for position, shell in job:
-            item = items[position]
-            try:
-                found = shell.store.read(item.chunk, item.offset, into[position])
-                done.append(ReadResult(0, *found))
-            except Error as exc:
-                done.append(ReadResult(exc.code, 0, 0, 0))
-        return done
-
+    batch: Batch, job: Sequence[tuple[int, TargetShell]]
+) -> "asyncio.Task[list[tuple[int, TargetShell, Code]]]":
+    """Read from the stores of one disk in one thread; returns what failed."""
     threads = {shell.threads for _, shell in job}
     for each in threads:  # no store is closed while it is read
         each.hold()
@@ -173,9 +169,39 @@ def _read_job(
         for each in threads:
             each.drop()
 
-    task = asyncio.ensure_future(job[0][1].threads.call(work))
+    task = asyncio.ensure_future(job[0][1].threads.call(lambda: _read_thoroughly(batch, job)))
     task.add_done_callback(ended)
     return task
 
 
-_NOT_SERVING = ReadResult(Code.NOT_SERVING, 0, 0, 0)
+def _read_thoroughly(
+    batch: Batch, job: Sequence[tuple[int, TargetShell]]
+) -> list[tuple[int, TargetShell, Code]]:
+    """Read items that were admitted, the simple ones in one go; returns what failed."""
+    stores = {batch.item(position).chain: shell.store for position, shell in job}
+    inside: list[tuple[Direct, int]] = []
+
+    def look(chain: int, version: int) -> Target | None:
+        direct = stores[chain].direct()
+        if direct is None:
+            return None
+        inside.append((direct, direct.enter()))
+        return Target(direct.records, {}, direct.files)
+
+    part = batch.part([position for position, _ in job])
+    failed = []
+    try:
+        left = part.read(look, nowait=False)
+    finally:
+        for direct, number in inside:
+            direct.leave(number)
+    for index in left:
+        position, shell = job[index]
+        item = part.item(index)
+        try:
+            part.put(index, 0, *shell.store.read(item.chunk, item.offset, part.into[index]))
+        except Error as exc:
+            part.put(index, exc.code, 0, 0, 0)
+            failed.append((position, shell, exc.code))
+    batch.take([position for position, _ in job], part)
+    return failed

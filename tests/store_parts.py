@@ -342,6 +342,9 @@ class _Blocks:
             done += len(piece)
         return done
 
+    def table(self) -> None:
+        return None
+
     def drop_cache(self, size_class: int, offset: int, n_bytes: int) -> None:
         pass
 

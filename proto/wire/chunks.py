@@ -161,6 +161,8 @@ class Codec(Generic[T]):
     def __init__(self, fields: str, make: Callable[[Iterable[object]], T], name: str) -> None:
         """``fields`` is the record's struct format; ``make`` builds a record of its fields."""
         self._struct = Struct(fields)
+        self.n_bytes = self._struct.size
+        """of one record"""
         self._make = make
         self._name = name
 
@@ -176,6 +178,14 @@ class Codec(Generic[T]):
             Error: PROTOCOL if the body is not a whole number of records.
         """
         return list(map(self._make, self.tuples(body)))
+
+    def unpack_one(self, body: memoryview | bytes, position: int) -> T:
+        """Return one of the items."""
+        return self._make(self._struct.unpack_from(body, position * self.n_bytes))
+
+    def pack_one(self, body: bytearray, position: int, item: tuple[object, ...]) -> None:
+        """Write one of the items into a body that has room for it."""
+        self._struct.pack_into(body, position * self.n_bytes, *item)
 
     def tuples(self, body: memoryview | bytes) -> list[tuple[Any, ...]]:
         """Return the items of a body as plain tuples, at half the price.

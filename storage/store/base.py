@@ -19,7 +19,7 @@ returned.
 """
 
 import abc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from hillfire.errors import Code, Error
@@ -127,6 +127,19 @@ class Scrubbed(NamedTuple):
     damaged: list[ChunkId]
 
 
+class Direct(NamedTuple):
+    """What a batch needs to read of a store by itself; see batch.py."""
+
+    records: Mapping[ChunkId, object]
+    """chunks' committed records, as far as they are in memory"""
+    files: tuple[tuple[int, ...], tuple[int, ...]]
+    """descriptors of the block files by class, for small reads and for large ones; -1: none"""
+    enter: Callable[[], int]
+    """begins a read: what it may find is not reused until it ended"""
+    leave: Callable[[int], None]
+    """ends the read that ``enter`` gave this number"""
+
+
 class ChunkStore(abc.ABC):
     """One target's chunks."""
 
@@ -154,6 +167,17 @@ class ChunkStore(abc.ABC):
         LOST makes a chunk whose record is known and whose bytes nobody has any more: to read it is
         CORRUPT until it is written whole, replaced, cut to nothing or removed.
         """
+
+    def prepare_cached(self, updates: Sequence[Update]) -> list[Image | Exception | None]:
+        """``prepare`` what needs no wait for the disk, None for the rest: for an event loop.
+
+        What it makes pending is in the log and the page cache, as ``prepare`` leaves it.
+        """
+        return list(self.prepare(updates))
+
+    def waits(self) -> bool:
+        """Tell whether a ``commit`` would wait for the disk now, so that it belongs in a thread."""
+        return False
 
     @abc.abstractmethod
     def commit(self, chunks: Sequence[tuple[ChunkId, Version, int]]) -> None:
@@ -185,6 +209,10 @@ class ChunkStore(abc.ABC):
         self, chunk: ChunkId, offset: int, into: memoryview
     ) -> tuple[int, int, Version] | None:
         """``read`` if it needs no disk access, else None: for calls from an event loop."""
+
+    def direct(self) -> Direct | None:
+        """Return what a batch reads by itself, None if it must ask for each item."""
+        return None
 
     @abc.abstractmethod
     def read_pending(self, chunk: ChunkId, into: memoryview) -> int:

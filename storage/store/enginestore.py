@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
-from hillfire.storage.store.base import ChunkMeta, ChunkStore, Image, Pending, Space, Update
+from hillfire.storage.store.base import ChunkMeta, ChunkStore, Direct, Image, Pending, Space, Update
 from hillfire.storage.store.becoming import committed, left
 from hillfire.storage.store.blocks import Block
 from hillfire.storage.store.frames import (
@@ -18,7 +18,7 @@ from hillfire.storage.store.frames import (
     pack_tag,
 )
 from hillfire.storage.store.opening import Opened
-from hillfire.storage.store.options import Options
+from hillfire.storage.store.options import OVERFLOW, Options
 from hillfire.storage.store.parts import Parts
 from hillfire.storage.store.place import Placer
 from hillfire.storage.store.reading import read_payload
@@ -70,9 +70,21 @@ class EngineStore(Upkeep, ChunkStore):
 
     def prepare(self, updates: Sequence[Update]) -> list[Image | Exception]:
         """See ``ChunkStore.prepare``."""
+        answers = self._prepare(updates, False)
+        return [answer for answer in answers if answer is not None]
+
+    def prepare_cached(self, updates: Sequence[Update]) -> list[Image | Exception | None]:
+        """See ``ChunkStore.prepare_cached``."""
+        return [None] * len(updates) if self.waits() else self._prepare(updates, True)
+
+    def waits(self) -> bool:
+        """See ``ChunkStore.waits``: it does if each frame is synced, or upkeep lags behind."""
+        return self._options.durable or self._exceeds(OVERFLOW)
+
+    def _prepare(self, updates: Sequence[Update], nowait: bool) -> list[Image | Exception | None]:
         if self._failed is not None:
             return [self._failed] * len(updates)
-        answers: list[Image | Exception] = []
+        answers: list[Image | Exception | None] = []
         fresh: list[tuple[ChunkId, PendingRecord]] = []
         entries: list[bytes] = []
         images: list[bytes] = []
@@ -85,9 +97,12 @@ class EngineStore(Upkeep, ChunkStore):
                 chunk = update.chunk
                 if full and update.kind in (Kind.WRITE, Kind.REPLACE, Kind.CLONE):
                     raise Error(Code.NO_SPACE, "the disk is full; deleting makes room")
-                record = place(update, get(chunk), pendings.get(chunk), chunk in shrunk)
+                record = place(update, get(chunk), pendings.get(chunk), chunk in shrunk, nowait)
             except Error as exc:
                 answers.append(exc)
+                continue
+            except BlockingIOError:
+                answers.append(None)
                 continue
             answers.append(Image(record.pending.length, record.pending.checksum))
             fresh.append((chunk, record))
@@ -210,6 +225,14 @@ class EngineStore(Upkeep, ChunkStore):
         A record that is not in memory is looked up in RocksDB, whose blocks nearly always are.
         """
         return self._reader.read_cached(chunk, offset, into)
+
+    def direct(self) -> Direct | None:
+        """See ``ChunkStore.direct``."""
+        files = self._blocks.files.table()
+        if files is None:
+            return None
+        catalog = self._catalog
+        return Direct(self._records, files, catalog.enter, catalog.leave)
 
     def read_pending(self, chunk: ChunkId, into: memoryview) -> int:
         """See ``ChunkStore.read_pending``."""

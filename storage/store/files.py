@@ -52,6 +52,7 @@ class DiskBlocks:
         self._fds: dict[int, int] = {}
         self._direct_fds: dict[int, int] = {}
         self._single_fds: dict[int, int] = {}
+        self._table: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
         try:
             system.make_directory(directory)
             system.sync_directory(directory.parent)
@@ -80,6 +81,7 @@ class DiskBlocks:
             system.advise(single, 0, 0, os.POSIX_FADV_RANDOM)
         except OSError as exc:
             raise self._error(exc, "open", name) from exc
+        self._table = _by_class(self._single_fds), _by_class(self._fds)
         if self._direct:
             try:
                 self._direct_fds[name] = system.open(path, os.O_RDWR | os.O_DIRECT)
@@ -173,6 +175,10 @@ class DiskBlocks:
                 raise BlockingIOError(exc.errno, "no reads without waiting here") from exc
             raise self._error(exc, "read", size_class) from exc
 
+    def table(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """See ``BlockFiles.table``; none where somebody stands between us and the system."""
+        return self._table if type(self._system) is System else None
+
     def drop_cache(self, size_class: int, offset: int, n_bytes: int) -> None:
         """See ``BlockFiles.drop_cache``: what was written but not synced stays in the cache."""
         self._system.advise(self._fds[size_class], offset, n_bytes, os.POSIX_FADV_DONTNEED)
@@ -214,3 +220,7 @@ class DiskBlocks:
             for fd in fds.values():
                 self._system.close(fd)
             fds.clear()
+
+
+def _by_class(fds: dict[int, int]) -> tuple[int, ...]:
+    return tuple([fds.get(name, -1) for name in range(MAX_CLASS + 1)])

@@ -118,6 +118,12 @@ class BlockFiles(Protocol):
             Error: IO.
         """
 
+    def table(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Return descriptors by class, for small reads and for large ones; -1 where there is none.
+
+        They stay open until ``close``. None if there are none at all to be read by others.
+        """
+
     def drop_cache(self, size_class: int, offset: int, n_bytes: int) -> None:
         """Have the next read of a range come from the disk itself, where that can be had."""
 

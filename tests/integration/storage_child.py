@@ -50,11 +50,12 @@ def hide(shell: TargetShell, chunk: ChunkId) -> None:
 
     def prepare_and_show(updates: Sequence[Update]) -> Any:
         if any(update.chunk == chunk for update in updates):
-            for name in (*real, "prepare"):
+            for name in (*real, "prepare", "direct"):
                 delattr(store, name)
             shell.replica._lookup = store.get
         return prepare(updates)
 
+    store.direct = lambda: None
     store.get, store.scan, store.read, store.read_cached = get, scan, read, read_cached
     store.prepare = prepare_and_show
     shell.replica._lookup = get
