@@ -7,8 +7,8 @@ may use one ``FileSystem``, and a forked child goes on using it.
 import io
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 from hillfire.client import batches, namespace
 from hillfire.client.attributes import Entry
@@ -16,10 +16,13 @@ from hillfire.client.buffers import DEFAULT_BYTES
 from hillfire.client.file import File
 from hillfire.client.namespace import Path
 from hillfire.client.opening import open_stream
+from hillfire.client.stream import Stream
 from hillfire.client.sync import Shell
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
 from hillfire.region import Region
+
+F = TypeVar("F")
 
 BinaryMode: TypeAlias = Literal[
     "rb", "wb", "ab", "xb", "r+b", "w+b", "a+b", "x+b", "rb+", "wb+", "ab+", "xb+", "br", "bw"
@@ -96,14 +99,18 @@ class FileSystem:
         binary = "b" in mode
         if binary and (encoding or errors or newline):
             raise ValueError("binary mode takes no encoding, errors or newline")
-        stream = self._run(open_stream(self._core, path, mode))
-        self._shell.keep_session()
-        file = File(self._shell, stream, os.fsdecode(path), mode)
+        file = self.open_as(File, path, mode)
         if binary:
             return file
         text = io.TextIOWrapper(file, encoding or "utf-8", errors, newline)
         text.mode = mode  # type: ignore[misc]
         return text
+
+    def open_as(self, kind: Callable[[Shell, Stream, str, str], F], path: Path, mode: str) -> F:
+        """Open a file of bytes as an object of another class than ``File`` (adapters)."""
+        stream = self._run(open_stream(self._core, path, mode))
+        self._shell.keep_session()
+        return kind(self._shell, stream, os.fsdecode(path), mode)
 
     def truncate(self, path: Path, length: int) -> None:
         """Cut or extend a file."""

@@ -1,0 +1,130 @@
+"""The file that ``hillfire://`` opens: hillfire's own, with what fsspec's users look for on it."""
+
+import posixpath
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from hillfire.client.file import File
+from hillfire.client.stream import Stream
+
+if TYPE_CHECKING:
+    from hillfire.client.adapters.fsspec_base import Base
+    from hillfire.client.sync import Shell
+
+
+class HillfireFile(File):
+    """An open file: ``io.BufferedIOBase`` and fsspec's ``AbstractBufferedFile`` in one.
+
+    One that is read can be pickled: the copy opens the path again and is where this one was. One
+    that is written within a transaction goes to a name beside its own until ``commit``.
+    """
+
+    def __init__(self, shell: "Shell", stream: Stream, name: str, mode: str) -> None:
+        """Use ``HillfireFileSystem.open``."""
+        super().__init__(shell, stream, name, mode)
+        self.fs: Base | None = None
+        """the file system that opened it; keeps the client alive as long as the file is"""
+        self.path = name
+        self._beside = ""
+
+    @classmethod
+    def opened(
+        cls, fs: "Base", path: str, mode: str, autocommit: bool = True
+    ) -> "HillfireFile":
+        """Open ``path`` of ``fs``; without ``autocommit``, a name beside it.
+
+        Raises:
+            Error: as ``FileSystem.open``.
+        """
+        deferred = not autocommit and mode[:1] in "wx"
+        name = path
+        if deferred:
+            directory, base = posixpath.split(path)
+            name = posixpath.join(directory, f".{base}.{secrets.token_hex(4)}.part")
+        file = fs.client.open_as(cls, name, mode)
+        file.fs, file.path, file.name = fs, path, path
+        file._beside = name if deferred else ""
+        return file
+
+    # --- what fsspec adds to a file
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes, as far as this process knows it."""
+        return self.stream.length
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The info of the path."""
+        assert self.fs is not None
+        info: dict[str, Any] = self.fs.info(self.path)
+        return info
+
+    @property
+    def blocksize(self) -> int:
+        """How many bytes are well read at once."""
+        assert self.fs is not None
+        return int(self.fs.blocksize)
+
+    @property
+    def full_name(self) -> str:
+        """The path as a URL."""
+        assert self.fs is not None
+        return self.fs.unstrip_protocol(self.path)
+
+    def info(self) -> dict[str, Any]:
+        """Return the info of the path."""
+        return self.details
+
+    def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
+        """Return the bytes up to the first ``char``, itself included; all that are left without."""
+        found: list[bytes] = []
+        tail = b""
+        step = blocks or 128 * 1024
+        while part := self.read(step):
+            before = len(tail)
+            at = (tail + part).find(char)
+            if at >= 0:
+                used = at + len(char) - before
+                self.seek(used - len(part), 1)
+                found.append(part[:used])
+                break
+            found.append(part)
+            tail = (tail + part)[-(len(char) - 1) :] if len(char) > 1 else b""
+        return b"".join(found)
+
+    # --- transactions
+
+    def commit(self) -> None:
+        """Give a file that was written within a transaction its name, in one step."""
+        self.close()
+        if self._beside:
+            assert self.fs is not None
+            beside, self._beside = self._beside, ""
+            try:
+                self.fs.client.rename(beside, self.path, no_replace="x" in self.mode)
+            except BaseException:
+                self.fs.client.unlink(beside)
+                raise
+
+    def discard(self) -> None:
+        """Take away a file that was written within a transaction."""
+        self.close()
+        if self._beside:
+            assert self.fs is not None
+            beside, self._beside = self._beside, ""
+            self.fs.client.unlink(beside)
+
+    # --- copies in other processes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle a file that is read: by its path and position."""
+        if self.writable():
+            raise TypeError("a file that is open for writing cannot be pickled")
+        return _reopen, (self.fs, self.path, self.mode, self.tell())
+
+
+def _reopen(fs: "Base", path: str, mode: str, position: int) -> HillfireFile:
+    file: HillfireFile = fs.open(path, mode)
+    file.seek(position)
+    return file
