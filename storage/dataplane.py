@@ -24,7 +24,7 @@ from hillfire.proto.wire.chunks import (
     WriteResult,
 )
 from hillfire.storage.craq import events
-from hillfire.storage.pool import Holder, Span
+from hillfire.storage.pool import Holder, Pool, Span
 from hillfire.storage.reads import Reads
 from hillfire.storage.requests import Payload
 from hillfire.storage.shell import TargetShell
@@ -36,6 +36,9 @@ _FORWARD_KINDS = frozenset(Kind)
 _RECOVERY_KINDS = (Kind.REPLACE, Kind.LOST)
 """What a sync sends: no foreground that it would have to make way for."""
 _PAYLOAD_KINDS = frozenset((Kind.WRITE, Kind.REPLACE))
+_NOT_SERVING = WriteResult(Code.NOT_SERVING, 0, 0, 0)
+
+Arrival = type[events.WritesArrived] | type[events.ForwardsArrived]
 
 
 class DataPlane:
@@ -93,79 +96,143 @@ class DataPlane:
     # ------------------------------------------------------------------ updates
 
     async def _update(
-        self,
-        items: Sequence[WriteItem | ForwardItem],
-        incoming: Incoming,
-        event: type[events.WritesArrived] | type[events.ForwardsArrived],
+        self, items: Sequence[WriteItem | ForwardItem], incoming: Incoming, event: Arrival
     ) -> Answer:
-        chain = items[0].chain if items else 0
-        timeout_s = incoming.timeout_s
-        if all(item.chain == chain for item in items):
-            results = await self.update(chain, items, incoming.sources, event, timeout_s)
-            return Answer(Code.OK, WRITE_RESULTS.pack(results))
+        """Bring a request's updates before the replicas of their chains, all at once."""
+        sources, timeout_s = incoming.sources, incoming.timeout_s
         groups: dict[int, list[int]] = {}
         for position, item in enumerate(items):
-            groups.setdefault(item.chain, []).append(position)
-        parts = await asyncio.gather(
-            *(
-                self.update(
-                    number,
-                    [items[p] for p in positions],
-                    [incoming.sources[p] for p in positions],
-                    event,
-                    timeout_s,
-                )
-                for number, positions in groups.items()
-            )
-        )
-        merged: dict[int, WriteResult] = {}
-        for positions, part in zip(groups.values(), parts, strict=True):
-            merged.update(zip(positions, part, strict=True))
-        return Answer(Code.OK, WRITE_RESULTS.pack(merged[p] for p in range(len(items))))
+            group = groups.get(item.chain)
+            if group is None:
+                groups[item.chain] = [position]
+            else:
+                group.append(position)
+        if len(groups) == 1:
+            results = await self.update(items[0].chain, items, sources, event, timeout_s)
+            return Answer(Code.OK, WRITE_RESULTS.pack(results))
+        begun = [
+            self._begin(chain, [items[p] for p in where], [sources[p] for p in where], event)
+            for chain, where in groups.items()
+        ]
+        merged: list[WriteResult] = [_NOT_SERVING] * len(items)
+        failure: Error | asyncio.CancelledError | None = None
+        for work, where in zip(begun, groups.values(), strict=True):
+            try:
+                for position, result in zip(where, await work.results(timeout_s), strict=True):
+                    merged[position] = result
+            except (Error, asyncio.CancelledError) as exc:
+                failure = exc  # the others use the request's memory still
+        if failure is not None:
+            raise failure
+        return Answer(Code.OK, WRITE_RESULTS.pack(merged))
 
     async def update(
         self,
         chain: int,
         items: Sequence[WriteItem | ForwardItem],
         sources: Sequence[memoryview],
-        event: type[events.WritesArrived] | type[events.ForwardsArrived],
+        event: Arrival,
         timeout_s: float,
     ) -> Sequence[WriteResult]:
         """Bring updates of one chain before its replica and wait for what becomes of them.
 
-        The head copies payloads into memory of its own, since the client may change its memory
-        at any time; so does everyone with a successor, for forwarding. A tail uses the
-        predecessor's memory, which does not change until it is answered.
+        Raises:
+            Error: OVERLOADED when memory stays short, TOO_LARGE, LEASE_EXPIRED.
+        """
+        return await self._begin(chain, items, sources, event).results(timeout_s)
+
+    def _begin(
+        self,
+        chain: int,
+        items: Sequence[WriteItem | ForwardItem],
+        sources: Sequence[memoryview],
+        event: Arrival,
+    ) -> "_Work":
+        """Begin updates of one chain, at once if there is memory for them."""
+        work = _Work(self._shell_of(chain), items, sources, event, self._lease_valid, self._meter)
+        work.begin()
+        return work
+
+
+class _Work:
+    """Updates of one chain out of a request, from their arrival to their results.
+
+    The head copies payloads into memory of its own, since the client may change its memory at
+    any time; so does everyone with a successor, for forwarding. A tail uses the predecessor's
+    memory, which does not change until it is answered.
+    """
+
+    __slots__ = (
+        "_event", "_future", "_items", "_lease_valid", "_meter", "_pool", "_shell", "_sources",
+        "_span", "_total",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        shell: TargetShell | None,
+        items: Sequence[WriteItem | ForwardItem],
+        sources: Sequence[memoryview],
+        event: Arrival,
+        lease_valid: Callable[[], bool],
+        meter: Meter,
+    ) -> None:
+        """Nothing is done yet."""
+        self._shell = shell
+        self._items = items
+        self._sources = sources
+        self._event = event
+        self._lease_valid = lease_valid
+        foreground = bool(items) and items[0].kind not in _RECOVERY_KINDS
+        self._meter = meter if foreground else None
+        self._span: Span | None = None
+        self._future: asyncio.Future[Sequence[WriteResult]] | None = None
+        self._pool: Pool | None = None
+        self._total = sum(map(len, sources))
+        if shell is None or not self._total:
+            return
+        if event is events.WritesArrived or shell.replica.successor is not None:
+            self._pool = shell.pools.at(shell.position)
+
+    def begin(self) -> None:
+        """Hand the updates to the replica, unless they have to wait for memory."""
+        if self._shell is None:
+            return
+        if self._pool is not None:
+            self._span = self._pool.take_now(self._total)
+            if self._span is None:
+                return
+        self._hand_in(self._shell)
+
+    def _hand_in(self, shell: TargetShell) -> None:
+        number, batch, self._future = shell.requests.open(len(self._items))
+        payloads = _payloads(self._span, batch, self._sources)
+        if self._meter is not None:
+            self._meter.enter(time.monotonic_ns())
+        shell.handle(self._event(number, self._items, payloads))  # type: ignore[arg-type]
+
+    async def results(self, timeout_s: float) -> Sequence[WriteResult]:
+        """Wait for the results.
 
         Raises:
-            Error: OVERLOADED when memory stays short, TOO_LARGE.
+            Error: OVERLOADED when memory stays short, TOO_LARGE, LEASE_EXPIRED.
         """
-        shell = self._shell_of(chain)
-        if shell is None:
-            return [WriteResult(Code.NOT_SERVING, 0, 0, 0)] * len(items)
-        total = sum(map(len, sources))
-        span: Span | None = None
-        if total and (event is events.WritesArrived or shell.replica.successor is not None):
-            pool = shell.pools.at(shell.position)
-            span = pool.take_now(total)
-            if span is None:
-                span = await pool.take(total, timeout_s)
-                if not self._lease_valid():
-                    span.drop()
-                    raise Error(Code.LEASE_EXPIRED, "the lease ended while memory was short")
-        number, batch, future = shell.requests.open(len(items))
-        payloads = _payloads(span, batch, sources)
-        foreground = bool(items) and items[0].kind not in _RECOVERY_KINDS
-        if foreground:
-            self._meter.enter(time.monotonic_ns())
+        if self._shell is None:
+            return [_NOT_SERVING] * len(self._items)
+        if self._future is None:
+            assert self._pool is not None, "what needs no memory was begun"
+            self._span = await self._pool.take(self._total, timeout_s)
+            if not self._lease_valid():
+                self._span.drop()
+                raise Error(Code.LEASE_EXPIRED, "the lease ended while memory was short")
+            self._hand_in(self._shell)
+            assert self._future is not None
         try:
-            shell.handle(event(number, items, payloads))  # type: ignore[arg-type]
-            return await to_the_end(future)
+            return await to_the_end(self._future)
         finally:
-            if foreground:
+            if self._meter is not None:
                 self._meter.leave(time.monotonic_ns())
-            if span is not None:
-                span.drop()
+            if self._span is not None:
+                self._span.drop()
 
 
 def _payloads(span: Span | None, batch: Holder, sources: Sequence[memoryview]) -> list[Payload]:

@@ -16,6 +16,7 @@ from hillfire.storage.craq.effects import Reply
 from hillfire.storage.pool import Holder, Span
 
 _EMPTY = Region.wrap(bytearray(1))
+_new = tuple.__new__  # half the price of calling a NamedTuple
 
 
 class Batch(Holder):
@@ -30,18 +31,15 @@ class Batch(Holder):
         self._future = future
         self.results: list[WriteResult] = [_UNKNOWN] * count
 
-    def put(self, item: int, result: WriteResult) -> None:
-        """Take one result in."""
+    def put(self, item: int, result: WriteResult) -> bool:
+        """Take one result in; True if it was the last."""
         self.results[item] = result
-        self._left -= 1
-        assert self._left >= 0, "an item was answered twice"
-        if not self._left:
-            self.drop()
-
-    @property
-    def done(self) -> bool:
-        """Whether every item has its result."""
-        return not self._left
+        left = self._left = self._left - 1
+        assert left >= 0, "an item was answered twice"
+        if left:
+            return False
+        self.drop()
+        return True
 
     def ended(self) -> None:
         """Every item is answered and the memory is free: answer."""
@@ -66,11 +64,14 @@ class Requests:
 
     def answer(self, answers: Sequence[Reply]) -> None:
         """Take results in."""
-        for number, item, code, version, length, checksum in answers:
-            batch = self._open[number]
-            batch.put(item, WriteResult(code, version, length, checksum))
-            if batch.done:
-                del self._open[number]
+        opened, last, batch = self._open, -1, None
+        for reply in answers:
+            number = reply[0]
+            if number != last or batch is None:
+                last, batch = number, opened[number]
+            if batch.put(reply[1], _new(WriteResult, reply[2:])):
+                del opened[number]
+                batch = None
 
     def fail(self, code: Code) -> None:
         """Answer everything that is not answered yet with one code."""

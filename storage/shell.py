@@ -33,9 +33,10 @@ from hillfire.storage.requests import Payload, Requests
 from hillfire.storage.store.base import ChunkStore, Image, Update
 from hillfire.storage.threads import Threads
 from hillfire.storage.transfers import read_pending, read_whole
-from hillfire.types import ChunkId, TargetId, Version
+from hillfire.types import ChunkId, TargetId
 
 log = logging.getLogger(__name__)
+_new = tuple.__new__  # half the price of calling a NamedTuple
 
 FORWARD_TIMEOUT_S = 10.0
 """Longer than any lease: a successor that is dead has left the chain by then."""
@@ -43,9 +44,11 @@ RETRY_MIN_S = 0.01
 RETRY_MAX_S = 0.2
 QUIET_S = 1.0
 """Between two lines of the log on failed forwards, which are sent again many times a second."""
-INLINE_BYTES = 16 * 1024
-"""Batches with up to this much payload are prepared on the event loop."""
-INLINE_ITEMS = 8
+INLINE_BYTES = 1024 * 1024
+"""Batches with up to this much payload are prepared on the event loop, if they are"""
+INLINE_PAYLOAD = 64 * 1024
+"""small updates: these go through the log and the page cache, which takes no longer than the hop
+to a thread and back, and the interpreter's lock would not let both run anyway."""
 JOB_BYTES = 4 * 1024 * 1024
 """A batch with more payload is prepared by several threads, each part forwarded when it is ready:
 so the targets of the chain work on one batch at the same time."""
@@ -165,45 +168,62 @@ class TargetShell:
 
     def _prepare(self, effect: effects.Prepare) -> None:
         portion: list[Operation] = []
-        total = 0
+        total = largest = 0
         for operation in effect.operations:
             payload: Payload = operation.payload  # type: ignore[assignment]
             payload.keep()
-            payload.memory.hold()
             size = len(payload.view)
             if portion and total + size > JOB_BYTES:
-                self._prepare_portion(portion, effect.chain_version, total)
-                portion, total = [], 0
+                self._prepare_portion(portion, effect.chain_version, total, largest)
+                portion, total, largest = [], 0, 0
             portion.append(operation)
             total += size
-        self._prepare_portion(portion, effect.chain_version, total)
+            if size > largest:
+                largest = size
+        self._prepare_portion(portion, effect.chain_version, total, largest)
 
     def _prepare_portion(
-        self, operations: Sequence[Operation], chain_version: int, total: int
+        self, operations: Sequence[Operation], chain_version: int, total: int, largest: int
     ) -> None:
-        def work() -> list[tuple[Operation, Image | int]]:
-            updates = []
-            for o in operations:
-                payload: Payload = o.payload  # type: ignore[assignment]
-                updates.append(
-                    Update(
-                        o.chunk, Version(o.version), o.kind, o.offset, o.length, payload.fetch(),
-                        o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes,
-                        o.source, Version(o.source_version),
-                    )
-                )  # fmt: skip
-            images = self.store.prepare(updates)
-            return [(o, _coded(image)) for o, image in zip(operations, images, strict=True)]
+        memories = _memories(operations)
+        for memory in memories:
+            memory.hold()
 
         def done(result: object) -> None:
             if isinstance(result, BaseException):
                 self._broken("prepare", result)
             else:
                 self.handle(events.Prepared(result))  # type: ignore[arg-type]
-            for operation in operations:
-                operation.payload.memory.drop()  # type: ignore[attr-defined]
+            for memory in memories:
+                memory.drop()
 
-        self._run(work, done, total <= INLINE_BYTES and len(operations) <= INLINE_ITEMS)
+        if not self._inline or total > INLINE_BYTES or largest > INLINE_PAYLOAD:
+            self.threads.submit(lambda: self._images(operations, chain_version), done)
+            return
+        try:
+            images = self.store.prepare_cached(_updates(operations, chain_version))
+        except Exception as exc:
+            done(exc)
+            return
+        if None in images:
+            cold = [o for o, image in zip(operations, images, strict=True) if image is None]
+            self.threads.submit(lambda: self._images(cold, chain_version), done)
+            ready = [
+                (o, _coded(image))
+                for o, image in zip(operations, images, strict=True)
+                if image is not None
+            ]
+            if ready:
+                self.handle(events.Prepared(ready))
+        else:
+            done([(o, _coded(image)) for o, image in zip(operations, images, strict=True)])  # type: ignore[arg-type]
+
+    def _images(
+        self, operations: Sequence[Operation], chain_version: int
+    ) -> list[tuple[Operation, Image | int]]:
+        """Prepare operations in the store; for a thread."""
+        images = self.store.prepare(_updates(operations, chain_version))
+        return [(o, _coded(image)) for o, image in zip(operations, images, strict=True)]
 
     def _commit(self, effect: effects.Commit) -> None:
         operations, chain_version = effect.operations, effect.chain_version
@@ -217,19 +237,15 @@ class TargetShell:
             else:
                 self.handle(events.Committed(operations))
 
-        self._run(work, done, len(operations) <= INLINE_ITEMS)
-
-    def _run(
-        self, work: Callable[[], object], done: Callable[[object], None], inline: bool
-    ) -> None:
-        if not (inline and self._inline):
+        if not self._inline or self.store.waits():
             self.threads.submit(work, done)
             return
         try:
-            result = work()
+            work()
         except Exception as exc:
-            result = exc
-        done(result)
+            done(exc)
+        else:
+            done(None)
 
     def _broken(self, what: str, exc: BaseException) -> None:
         """Stop after a failed store call: this target can go on no longer, the node can."""
@@ -456,8 +472,35 @@ def forward_item(o: Operation, attempt: int, chain: int, chain_version: int) -> 
     )  # fmt: skip
 
 
+def _updates(operations: Sequence[Operation], chain_version: int) -> list[Update]:
+    """Describe operations to the store; payloads are copied into our own memory by now."""
+    return [
+        _new(
+            Update,
+            (
+                o.chunk, o.version, o.kind, o.offset, o.length, o.payload.fetch(),  # type: ignore[attr-defined]
+                o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes, o.source,
+                o.source_version,
+            ),
+        )
+        for o in operations
+    ]  # fmt: skip
+
+
+def _memories(operations: Sequence[Operation]) -> list[Holder]:
+    """List the memory that payloads are in, once where neighbours share it."""
+    memories: list[Holder] = []
+    last = None
+    for operation in operations:
+        memory = operation.payload.memory  # type: ignore[attr-defined]
+        if memory is not last:
+            memories.append(memory)
+            last = memory
+    return memories
+
+
 def _coded(image: Image | Exception) -> Image | int:
-    if isinstance(image, Image):
+    if type(image) is Image:
         return image
     return image.code if isinstance(image, Error) else Code.IO
 

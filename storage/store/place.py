@@ -61,17 +61,19 @@ class Placer:
         record: Record | None,
         replaced: PendingRecord | None,
         fixed: bool = False,
+        nowait: bool = False,
     ) -> PendingRecord:
         """Place an update of a chunk with this committed record and this pending one.
 
         ``fixed``: the chunk was cut lately, see ``choose``.
 
         Raises:
+            BlockingIOError: with ``nowait``, if bytes it builds upon are not in the page cache.
             Error: CHECKSUM, TOO_LARGE, CORRUPT, NOT_FOUND, CONFLICT, NO_SPACE, INVALID, IO.
         """
         kind = update.kind
         if kind == _CLONE:
-            return self._clone(update)
+            return self._clone(update, nowait)
         length, block, old = 0, None, none()
         if record is not None:
             length, block, old = record.meta.length, record.block, record.sums
@@ -82,16 +84,16 @@ class Placer:
         payload = update.payload[: update.length] if kind in _WITH_PAYLOAD else _NOTHING
         if placement == Placement.PATCH:
             assert record is not None, "a patch needs bytes to change"
-            return self._patch(update, record, payload, after)
+            return self._patch(update, record, payload, after, nowait)
         if placement == Placement.COPY and kind == _TRUNCATE and after < length:
-            placement, moved = self._move(update, record, after)
+            placement, moved = self._move(update, record, after, nowait)
         else:
             moved = None
         if moved is not None:
             block, sums = moved
             first, count = 0, len(sums.grains)
         elif placement == Placement.COPY:
-            block, sums = self._copy(update, record, payload, after)
+            block, sums = self._copy(update, record, payload, after, nowait)
             first, count = 0, len(sums.grains)
         elif placement == Placement.APPEND:
             assert block is not None, "an append needs a block"
@@ -101,7 +103,7 @@ class Placer:
         else:
             self._check(update, payload)
             block = block if after and kind != _LOST else None
-            sums = self._cut(record, after) if block is not None else none()
+            sums = self._cut(record, after, nowait) if block is not None else none()
             first, count = 0, 0
             if block is not None and after != length:
                 first = after >> GRAIN_SHIFT
@@ -142,15 +144,15 @@ class Placer:
         if update.kind in _WITH_PAYLOAD and crc32c(payload) != update.checksum:
             raise Error(Code.CHECKSUM, "the payload is not what its sender claims")
 
-    def _old(self, record: Record, offset: int, into: memoryview) -> None:
+    def _old(self, record: Record, offset: int, into: memoryview, nowait: bool) -> None:
         """Read committed bytes that an update builds upon."""
         try:
-            read_verified(self._blocks, record, offset, into)
+            read_verified(self._blocks, record, offset, into, nowait)
         except Mismatch as exc:
             text = f"bytes that an update builds upon fail their checksum ({exc})"
             raise Error(Code.CORRUPT, text) from exc
 
-    def _cut(self, record: Record | None, length: int) -> Sums:
+    def _cut(self, record: Record | None, length: int, nowait: bool) -> Sums:
         """Return the sums of the first ``length`` bytes of a chunk."""
         if record is None or not length:
             return none()
@@ -160,7 +162,7 @@ class Placer:
         rest = length % GRAIN_BYTES
         if rest:
             kept = scratch(rest, "image")
-            self._old(record, length - rest, kept)
+            self._old(record, length - rest, kept, nowait)
             last = page_sums(kept)
         return record.sums.cut(length, last)
 
@@ -184,7 +186,7 @@ class Placer:
         return sums
 
     def _patch(
-        self, update: Update, record: Record, payload: memoryview, after: int
+        self, update: Update, record: Record, payload: memoryview, after: int, nowait: bool
     ) -> PendingRecord:
         """Describe a patch: the pages that it touches, as they will be."""
         if crc32c(payload) != update.checksum:
@@ -197,7 +199,7 @@ class Placer:
         first, last = offset >> GRAIN_SHIFT, end - 1 >> GRAIN_SHIFT
         last_old = min(last, len(sums.grains) - 1)
         if not sums.knows(first, last_old):
-            self._learn(record, first, last_old)
+            self._learn(record, first, last_old, nowait)
         if start == offset and stop == end:
             image = bytes(payload)
             one = first_page == last_page
@@ -208,7 +210,7 @@ class Placer:
                 at = page << PAGE_SHIFT
                 kept = min(at + PAGE_BYTES, length) - at
                 if kept > 0:
-                    self._old(record, at, view[at - start :][:kept])
+                    self._old(record, at, view[at - start :][:kept], nowait)
             view[offset - start : end - start] = payload
             pages = page_sums(view)
             image = bytes(view)
@@ -218,16 +220,22 @@ class Placer:
             pending, Placement.PATCH, block, sums, first, last - first + 1, start, image
         )
 
-    def _learn(self, record: Record, first: int, last: int) -> None:
+    def _learn(self, record: Record, first: int, last: int, nowait: bool) -> None:
         """Get to know the pages of grains, whose bytes are read and verified for it."""
         length = record.meta.length
         for grain in range(first, last + 1):
             if not record.sums.knows(grain, grain):
                 start = grain << GRAIN_SHIFT
-                self._old(record, start, scratch(min(PAGE_BYTES, length - start), "image"))
+                page = scratch(min(PAGE_BYTES, length - start), "image")
+                self._old(record, start, page, nowait)
 
     def _copy(
-        self, update: Update, record: Record | None, payload: memoryview, after: int
+        self,
+        update: Update,
+        record: Record | None,
+        payload: memoryview,
+        after: int,
+        nowait: bool,
     ) -> tuple[Block, Sums]:
         """Write the chunk as it will be into a block of its own."""
         start = update.offset if update.kind == _WRITE else 0
@@ -245,7 +253,7 @@ class Placer:
             kept = min(kept, after)
             if kept:
                 assert record is not None, "kept bytes have a record"
-                self._old(record, 0, image[:kept])
+                self._old(record, 0, image[:kept], nowait)
             image[kept:] = bytes(after - kept)
             image[start : start + len(payload)] = payload
             sums, _ = whole(image)
@@ -257,11 +265,11 @@ class Placer:
         return self._write_new(room, image), sums
 
     def _move(
-        self, update: Update, record: Record | None, after: int
+        self, update: Update, record: Record | None, after: int, nowait: bool
     ) -> tuple[Placement, tuple[Block, Sums] | None]:
         """Move what a cut leaves to a smaller block; on a full disk it stays where it is."""
         try:
-            return Placement.COPY, self._copy(update, record, _NOTHING, after)
+            return Placement.COPY, self._copy(update, record, _NOTHING, after, nowait)
         except Error as exc:
             if exc.code != Code.NO_SPACE:
                 raise
@@ -283,7 +291,7 @@ class Placer:
             raise
         return block
 
-    def _clone(self, update: Update) -> PendingRecord:
+    def _clone(self, update: Update, nowait: bool) -> PendingRecord:
         """Share the block of the source, or copy it while something is going to change it."""
         assert update.source is not None, "a clone has a source"
         source = self._lookup(update.source)
@@ -300,7 +308,7 @@ class Placer:
         if block is not None and (changing or source.under is not None):
             placement = Placement.COPY
             image = scratch(meta.length, "image")
-            self._old(source, 0, image)
+            self._old(source, 0, image, nowait)
             sums, _ = whole(image)
             block = self._write_new(meta.length, image)
         elif block is not None:
