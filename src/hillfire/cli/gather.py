@@ -14,7 +14,7 @@ from typing import NamedTuple
 from hillfire import metrics
 from hillfire.cli.connect import connect_manager, fetch_routing
 from hillfire.cli.report import node_name
-from hillfire.cluster import Node
+from hillfire.cluster import Node, Routing
 from hillfire.errors import Code, Error
 from hillfire.proto import convert
 from hillfire.proto import process_pb2 as pb
@@ -90,16 +90,20 @@ class Gatherer:
         """Close."""
         self.close()
 
+    def routing(self) -> Routing:
+        """Return what the manager publishes."""
+        return fetch_routing(self._manager)
+
     def look(self) -> Looks:
         """Ask all of them.
 
         Raises:
             Error: if the manager does not answer; others that do not are named in ``missing``.
         """
-        routing = fetch_routing(self._manager)
+        routing = self.routing()
         jobs: dict[str, Callable[[], Look]] = {"manager": lambda: _ask("manager", self._manager)}
         missing = {}
-        for node in routing.nodes.values():
+        for node in sorted(routing.nodes.values(), key=lambda each: (each.kind, each.id)):
             name = node_name(node.kind, node.id)
             if node.alive:
                 jobs[name] = partial(self._ask_node, name, node)

@@ -3,6 +3,7 @@
 Nothing but typer is imported here, so that ``--help`` and completion answer at once.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,24 @@ import typer
 from hillfire.cli.operate_app import Address, Json, Where
 
 PANEL = "Measuring"
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Measure what a client reaches, beside the machine's own limits.
+
+    hillfire bench io --fresh
+
+    hillfire bench io --dir ~/hf read-4kx256 --transport shm --transport tcp""",
+)
+
+
+class Wire(StrEnum):
+    """How bytes may move."""
+
+    auto = "auto"
+    shm = "shm"
+    tcp = "tcp"
+    rdma = "rdma"
 
 
 def metrics(
@@ -79,6 +98,90 @@ def metrics(
     )  # fmt: skip
 
 
+@bench_app.command("io")
+def bench_io(
+    workloads: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORKLOAD]...",
+            help="What to do; see above.  \\[default: six rows, as in docs/performance.md]",
+            show_default=False,
+        ),
+    ] = None,
+    directory: Where = None,
+    address: Address = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Over a cluster of its own, started here and removed.")
+    ] = False,
+    nodes: Annotated[int, typer.Option(help="Storage nodes of --fresh.")] = 3,
+    replicas: Annotated[int, typer.Option(help="Copies of each chunk, of --fresh.")] = 3,
+    transport: Annotated[
+        list[Wire] | None,
+        typer.Option(
+            help="How bytes move; several: one after another.  \\[default: auto]",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.05, help="How long each row is timed.")] = 3,
+    size: Annotated[str, typer.Option(help="Of the file that is read and written.")] = "256 MiB",
+    clients: Annotated[
+        int, typer.Option(min=1, max=256, help="Client processes on this host, side by side.")
+    ] = 1,
+    path: Annotated[str, typer.Option(help="Directory in the cluster for the file.")] = "/",
+    limits: Annotated[
+        bool, typer.Option(help="Take this machine's own limits beside each row.")
+    ] = True,
+    limit_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the limits' file lies.  \\[default: TMPDIR]", show_default=False),
+    ] = None,
+    stages: Annotated[
+        bool, typer.Option(help="Show in which stage requests spent their time.")
+    ] = True,
+    flame: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw flame graphs of all processes on this host, into this "
+            "directory (needs py-spy)."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure reads and writes through the library, beside this machine's limits in the same run.
+
+    A workload is [bold]read-BLOCK[/bold] or [bold]write-BLOCK[/bold], and what you add:
+    [bold]x256[/bold]  so many blocks a call · [bold]-seq[/bold]  in order, else anywhere ·
+    [bold]-foreign[/bold]  memory that is not registered · [bold]-fsync[/bold]  after each call.
+    A lone read returns bytes; batches fill registered memory.
+
+    The limits: for a read one process that preadvs the same blocks of a local file from the page
+    cache and takes their CRC32C; over tcp also sendfile to recv_into over loopback; for a write
+    one that pwrites them once for each replica. [bold]reached[/bold] is the part of it.
+
+    [bold]cpu/item[/bold] is the processor time of one block in all of the cluster's processes and
+    the client: it hardly depends on what else the machine does.
+
+    [bold]Examples[/bold]
+
+    hillfire bench io --fresh --transport shm --transport tcp
+
+    hillfire bench io read-64kx64 write-1mx8-fsync --clients 4 --seconds 10
+
+    hillfire bench io read-4kx256 --flame /tmp/flames       (and see where the time goes)
+
+    hillfire bench io --json | jq '.rows[] | {workload, items_per_s, p99: .call.p99_s}'
+    """
+    from hillfire.cli.bench_io import start
+
+    wires = [None if each is Wire.auto else each.value for each in transport or [Wire.auto]]
+    start(
+        workloads or [], directory, address, (nodes, replicas) if fresh else None,
+        transports=wires, seconds=seconds, size=size, clients=clients, path=path,
+        limits=limits, limit_directory=limit_dir, stages=stages, flame=flame, as_json=json,
+    )  # fmt: skip
+
+
 def add_to(app: typer.Typer) -> None:
     """Hang these commands into the command line."""
     app.command("metrics", rich_help_panel=PANEL)(metrics)
+    app.add_typer(bench_app, name="bench", rich_help_panel=PANEL)

@@ -1,0 +1,106 @@
+"""``hillfire bench io``: over which cluster, with a profile or without, and how it is told."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from hillfire.cli.bench import LIMIT_PART, Plan, take
+from hillfire.cli.connect import last_cluster
+from hillfire.cli.workload import DEFAULT, parse
+from hillfire.config import format_size, parse_size
+from hillfire.errors import Code, Error
+from hillfire.local.directory import ClusterDirectory
+
+
+def start(
+    words: Sequence[str],
+    directory: Path | None,
+    address: str | None,
+    fresh: tuple[int, int] | None,
+    *,
+    transports: Sequence[str | None],
+    seconds: float,
+    size: str,
+    clients: int,
+    path: str,
+    limits: bool,
+    limit_directory: Path | None,
+    stages: bool,
+    flame: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure and print. ``fresh``: nodes and replicas of a cluster of its own."""
+    workloads = [parse(word) for word in words or DEFAULT]
+    try:
+        n_bytes = parse_size(size)
+    except ValueError as exc:
+        raise Error(Code.INVALID, f"--size {size!r} is no size: {exc}") from exc
+    largest = max(workloads, key=lambda each: each.block)
+    if n_bytes < largest.block:
+        text = f"--size {format_size(n_bytes)} is less than one block of {largest.name}"
+        raise Error(Code.INVALID, text)
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(_progress())
+        if fresh is not None:
+            told("starting a cluster")
+            directory = stack.enter_context(_fresh_cluster(*fresh))
+        if directory is not None:
+            address = ClusterDirectory(directory).shape().address
+        plan = Plan(
+            address or last_cluster(), workloads, transports, n_bytes, seconds, clients, path,
+            limit_directory, limits,
+        )  # fmt: skip
+        rows = len(workloads) * len(transports)
+        left_s = rows * (seconds * (1 + LIMIT_PART * limits) + 1)
+        until = time.monotonic() + left_s
+        found = take(
+            plan, lambda text: told(f"{text}  about {max(0, until - time.monotonic()):.0f} s left")
+        )
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+
+    from hillfire.cli.bench_view import described, stage_table, table_of
+
+    console = Console()
+    console.print(described(found), highlight=False)
+    console.print(table_of(found["rows"]), crop=False)
+    if stages:
+        console.print(stage_table(found["rows"]), crop=False)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Say on a terminal's standard error what is being done; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("...") as status:
+        yield status.update
+
+
+@contextlib.contextmanager
+def _fresh_cluster(nodes: int, replicas: int) -> Iterator[Path]:
+    """Run a cluster of one's own on this machine for a while, in a temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="hillfire-bench-") as name:
+        state = {**os.environ, "XDG_STATE_HOME": f"{name}/state"}
+        command, directory = [sys.executable, "-m", "hillfire.cli"], Path(name, "cluster")
+        up = ["up", "--dir", str(directory), "--port", "0", "--detach"]
+        up += ["--nodes", str(nodes), "--replicas", str(replicas)]
+        done = subprocess.run([*command, *up], env=state, capture_output=True, text=True)
+        if done.returncode:
+            raise Error(Code.UNAVAILABLE, f"no cluster could be started: {done.stderr.strip()}")
+        try:
+            yield directory
+        finally:
+            down = ["down", "--dir", str(directory)]
+            subprocess.run([*command, *down], env=state, capture_output=True)

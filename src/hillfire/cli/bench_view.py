@@ -1,0 +1,80 @@
+"""What ``hillfire bench io`` prints for people."""
+
+from typing import Any
+
+from hillfire import metrics
+from hillfire.cli.figures import bandwidth, digits, duration, rate
+from hillfire.config import MIB, format_size
+
+
+def described(head: dict[str, Any]) -> str:
+    """Return under what circumstances the figures hold."""
+    return (
+        f"{head['storage_nodes']} storage nodes, {head['replicas']} replicas, durability "
+        f"{head['durability']}, {head['clients']} client{'s' * (head['clients'] > 1)}, file of "
+        f"{format_size(head['file_bytes'])}; medians of {head['seconds']:g} s in slices\n"
+        f"hillfire {head['hillfire']}, Python {head['python']}, Linux {head['linux']}, "
+        f"{head['cpus']} CPUs, load before {head['load_before']:.1f}"
+    )
+
+
+def table_of(rows: list[dict[str, Any]]) -> Any:
+    """Return the figures beside their limits, a row a workload."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = "workload,wire,throughput,items/s,call p50,p99,p999,limit,reached,cpu/item,x limit's"
+    for place, column in enumerate(columns.split(",")):
+        table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
+    for row in rows:
+        limits = row.get("limits", [])
+        for place, limit in enumerate(limits or [None]):
+            shown = [
+                row["workload"],
+                row["transport"],
+                bandwidth(row["bytes_per_s"]),
+                rate(row["items_per_s"]),
+                *(duration(row["call"][f"{name}_s"] * 1e9) for name in ("p50", "p99", "p999")),
+            ]
+            cpu = duration(row["cpu"]["us_per_item"] * 1e3)
+            if place:  # a second limit of the same row
+                shown, cpu = [""] * len(shown), ""
+            table.add_row(*shown, *_limit(row, limit), cpu, _times(limit))
+    return table
+
+
+def _limit(row: dict[str, Any], limit: dict[str, Any] | None) -> tuple[str, str]:
+    if limit is None:
+        return "", ""
+    small = row["block_bytes"] < MIB // 16
+    speed = rate(limit["items_per_s"]) + "/s" if small else bandwidth(limit["bytes_per_s"])
+    return f"{speed} {limit['what']}", f"{limit['reached']:.0%}"
+
+
+def _times(limit: dict[str, Any] | None) -> str:
+    return f"{digits(limit['cpu_times'])}" if limit and limit["cpu_times"] else ""
+
+
+def stage_table(rows: list[dict[str, Any]]) -> Any:
+    """Return where a request's time went: the median and the 99th percentile of each stage."""
+    from rich import box
+    from rich.table import Table
+
+    seen = {each["stage"] for row in rows for each in row["stages"]}
+    columns = [stage for stage in metrics.STAGES if stage in seen]
+    if not columns:
+        return "no stage was timed"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="p50 / p99 of requests, by stage")
+    for place, column in enumerate(("workload", "operation", *columns)):
+        side: Any = "left" if place < 2 else "right"
+        table.add_column(column.replace("_", " "), justify=side)
+    for row in rows:
+        by: dict[str, dict[str, str]] = {}
+        for each in row["stages"]:
+            text = f"{duration(each['p50_s'] * 1e9)} / {duration(each['p99_s'] * 1e9)}"
+            by.setdefault(each["operation"], {})[each["stage"]] = text
+        for operation, found in by.items():
+            name = f"{row['workload']} {row['transport']}"
+            table.add_row(name, operation, *(found.get(stage, "") for stage in columns))
+    return table
