@@ -396,7 +396,7 @@ class TargetShell:
         node = self._routing().node_of(target)
         request = Request(FORWARD, FORWARD_ITEMS.pack(items), parts)
         reply = await self._peers.request(node, lane, request, FORWARD_TIMEOUT_S)
-        results = WRITE_RESULTS.unpack(reply.body)
+        results = WRITE_RESULTS.tuples(reply.body)
         if len(results) != len(operations):
             text = f"{len(results)} answers to {len(operations)} forwards"
             raise Error(Code.PROTOCOL, text)
@@ -404,7 +404,7 @@ class TargetShell:
         self.handle(
             events.Forwarded(
                 [
-                    (operation, attempt, Outcome(*result))
+                    (operation, attempt, _new(Outcome, result))
                     for (operation, attempt), result in zip(operations, results, strict=True)
                 ]
             )
@@ -463,13 +463,18 @@ _CARRY: dict[type, Callable[..., None]] = {
 
 def forward_item(o: Operation, attempt: int, chain: int, chain_version: int) -> ForwardItem:
     """Return an operation as the successor is told of it."""
-    image = o.image
+    image, partner = o.image, o.partner
     assert image is not None, o
-    return ForwardItem(
+    client, channel, sequence = o.tag
+    source, source_version = NO_CHUNK, 0
+    if partner is not None:
+        source, source_version = partner.chunk, partner.version
+    record = (
         o.chunk, chain, chain_version, o.kind, o.offset, o.length, o.checksum, o.epoch,
-        o.chunk_bytes, *o.tag, o.version, *image, o.source or NO_CHUNK, o.source_version,
-        attempt,
+        o.chunk_bytes, client, channel, sequence, o.version, image[0], image[1], source,
+        source_version, attempt,
     )  # fmt: skip
+    return _new(ForwardItem, record)
 
 
 def _updates(operations: Sequence[Operation], chain_version: int) -> list[Update]:

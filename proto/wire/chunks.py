@@ -7,6 +7,7 @@ payload has a part of length 0). Packed records cost 0.28 µs an item where prot
 
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from functools import partial
 from struct import Struct, error
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -158,13 +159,13 @@ class FetchResult(NamedTuple):
 class Codec(Generic[T]):
     """Packs a sequence of one kind of record into a body, and back."""
 
-    def __init__(self, fields: str, make: Callable[[Iterable[object]], T], name: str) -> None:
-        """``fields`` is the record's struct format; ``make`` builds a record of its fields."""
+    def __init__(self, fields: str, record: type[T]) -> None:
+        """``fields`` is the struct format of ``record``, a NamedTuple."""
         self._struct = Struct(fields)
         self.n_bytes = self._struct.size
         """of one record"""
-        self._make = make
-        self._name = name
+        self._record: Callable[[tuple[Any, ...]], T] = partial(tuple.__new__, record)
+        self._name = record.__name__
 
     def pack(self, items: Iterable[T]) -> bytes:
         """Return the body that carries the items."""
@@ -177,11 +178,11 @@ class Codec(Generic[T]):
         Raises:
             Error: PROTOCOL if the body is not a whole number of records.
         """
-        return list(map(self._make, self.tuples(body)))
+        return list(map(self._record, self.tuples(body)))
 
     def unpack_one(self, body: memoryview | bytes, position: int) -> T:
         """Return one of the items."""
-        return self._make(self._struct.unpack_from(body, position * self.n_bytes))
+        return self._record(self._struct.unpack_from(body, position * self.n_bytes))
 
     def pack_one(self, body: bytearray, position: int, item: tuple[object, ...]) -> None:
         """Write one of the items into a body that has room for it."""
@@ -200,10 +201,10 @@ class Codec(Generic[T]):
             raise Error(Code.PROTOCOL, text) from exc
 
 
-READ_ITEMS = Codec("<16sIIII", ReadItem._make, "ReadItem")
-READ_RESULTS = Codec("<HxxIIQ", ReadResult._make, "ReadResult")
-WRITE_ITEMS = Codec("<16sIIIIIIIIQIQ16s", WriteItem._make, "WriteItem")
-WRITE_RESULTS = Codec("<HxxQII", WriteResult._make, "WriteResult")
-FORWARD_ITEMS = Codec("<16sIIIIIIIIQIQQII16sQQ", ForwardItem._make, "ForwardItem")
-FETCH_ITEMS = Codec("<16sII", FetchItem._make, "FetchItem")
-FETCH_RESULTS = Codec("<HBxQIIIIQIQ", FetchResult._make, "FetchResult")
+READ_ITEMS = Codec("<16sIIII", ReadItem)
+READ_RESULTS = Codec("<HxxIIQ", ReadResult)
+WRITE_ITEMS = Codec("<16sIIIIIIIIQIQ16s", WriteItem)
+WRITE_RESULTS = Codec("<HxxQII", WriteResult)
+FORWARD_ITEMS = Codec("<16sIIIIIIIIQIQQII16sQQ", ForwardItem)
+FETCH_ITEMS = Codec("<16sII", FetchItem)
+FETCH_RESULTS = Codec("<HBxQIIIIQIQ", FetchResult)
