@@ -18,6 +18,7 @@ quarantine, a time-out does not.
 import abc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import repeat
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 from hillfire.errors import Code
@@ -38,6 +39,10 @@ MAX_REGION_BYTES = 4 * 1024**3
 
 # Methods below this number are the data plane's (wire/chunks.py); the dispatcher's are hashes.
 FIRST_SERVICE_METHOD = 256
+
+
+PART = Struct("<QQI")
+"""How a part travels: region, offset, length. Over tcp only the length means anything."""
 
 
 class Part(NamedTuple):
@@ -97,6 +102,48 @@ class Reply(NamedTuple):
     body: bytes
 
 
+class Views(Sequence[memoryview]):
+    """A server's view of parts that lie in one region: slices are made when somebody looks.
+
+    ``base`` is the region's memory and ``table`` the part records of ``frame.PART``, all within it:
+    who works on a batch as a whole takes these two and makes no slice at all.
+    """
+
+    __slots__ = ("_views", "base", "n_bytes", "table")
+
+    def __init__(self, base: memoryview, table: memoryview, n_bytes: int) -> None:
+        """Use records that were found to lie within ``base``, ``n_bytes`` together."""
+        self.base = base
+        self.table = table
+        self.n_bytes = n_bytes
+        self._views: list[memoryview] | None = None
+
+    def _all(self) -> list[memoryview]:
+        if self._views is None:
+            base = self.base
+            records = PART.iter_unpack(self.table)
+            self._views = [base[offset : offset + length] for _, offset, length in records]
+        return self._views
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.table) // PART.size
+
+    @overload
+    def __getitem__(self, index: int) -> memoryview: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[memoryview]: ...
+
+    def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
+        """Return one, or some of them."""
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield each."""
+        return iter(self._all())
+
+
 class Incoming(NamedTuple):
     """A request as the server's handler sees it.
 
@@ -120,7 +167,8 @@ class Answer(NamedTuple):
 
     code: Code = Code.OK
     body: bytes = b""
-    filled: Sequence[int] = ()
+    filled: "Sequence[int] | memoryview" = ()
+    """one number a destination; a memoryview of 32-bit numbers travels as it is"""
 
 
 Handler = Callable[[Incoming], "Answer | Awaitable[Answer]"]

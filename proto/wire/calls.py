@@ -14,6 +14,7 @@ from hillfire.proto.wire.base import (
     MAX_DATA_BYTES,
     MAX_PARTS,
     Part,
+    Parts,
     Reply,
     Request,
 )
@@ -69,7 +70,9 @@ class Calls(abc.ABC):
             Error: INVALID, BUSY, TOO_LARGE as ``BlockingConnection.start``.
         """
         sources, destinations = request.sources, request.destinations
-        parts = [*sources, *destinations] if sources or destinations else ()
+        parts: Sequence[Part] = destinations
+        if sources:
+            parts = [*sources, *destinations] if destinations else sources
         if len(request.body) > MAX_BODY_BYTES or len(parts) > MAX_PARTS:
             text = f"a request with a body of {len(request.body)} bytes and {len(parts)} parts"
             raise Error(Code.TOO_LARGE, text)
@@ -103,12 +106,18 @@ class Calls(abc.ABC):
         """
         total = 0
         quarantined = False
-        for region, offset, length in parts:
-            if offset < 0 or length < 0 or offset + length > region.size:
-                region.check(offset, length)
-            total += length
-            if region.quarantined:
-                quarantined = True
+        if type(parts) is Parts:
+            from hillfire.proto.wire import part_arrays
+
+            total = part_arrays.check(parts)
+            quarantined = bool(parts.region.quarantined)
+        else:
+            for region, offset, length in parts:
+                if offset < 0 or length < 0 or offset + length > region.size:
+                    region.check(offset, length)
+                total += length
+                if region.quarantined:
+                    quarantined = True
         if total > MAX_DATA_BYTES:
             raise Error(Code.TOO_LARGE, f"parts of {total} bytes, {MAX_DATA_BYTES} are allowed")
         if quarantined:

@@ -4,9 +4,9 @@ import os
 from collections import deque
 from collections.abc import Sequence
 
-from hillfire.proto.wire.base import Part, Request
+from hillfire.proto.wire.base import PART, Part, Parts, Request
 from hillfire.proto.wire.calls import Call, Calls
-from hillfire.proto.wire.frame import PART, REGISTER, UNREGISTER, Kind, encode
+from hillfire.proto.wire.frame import REGISTER, UNREGISTER, Kind, encode
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.staging import Loan, Staging
 from hillfire.proto.wire.stream import Buffer
@@ -32,6 +32,12 @@ class ShmCalls(Calls):
         while self._gone:
             self._unregister(self._gone.popleft(), out)
         registered = self._registered
+        if type(parts) is Parts and parts.region.fd >= 0:
+            if parts.region.id not in registered:
+                self._register(parts.region, out)
+            from hillfire.proto.wire import part_arrays
+
+            return part_arrays.pack(parts, parts.region.id), (), None
         records = []
         foreign = None
         for position, (region, offset, length) in enumerate(parts):

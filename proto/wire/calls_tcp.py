@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import Part, Request
+from hillfire.proto.wire.base import PART, Part, Parts, Request
 from hillfire.proto.wire.calls import Calls
-from hillfire.proto.wire.frame import FILLED, PART, Frame, Kind
+from hillfire.proto.wire.frame import FILLED, Frame, Kind
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.staging import Loan
 from hillfire.proto.wire.stream import Buffer
@@ -21,8 +21,13 @@ class TcpCalls(Calls):
         self, request: Request, parts: Sequence[Part], out: Outgoing
     ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
         """Return lengths as the table and the sources' own memory, neighbours as one."""
-        pack = PART.pack
-        table = b"".join([pack(0, 0, part.length) for part in parts])
+        if type(parts) is Parts:
+            from hillfire.proto.wire import part_arrays
+
+            table = part_arrays.lengths_only(parts)
+        else:
+            pack = PART.pack
+            table = b"".join([pack(0, 0, part[2]) for part in parts])
         return table, _merge(request.sources), None
 
     def place(self, frame: Frame) -> Sequence[memoryview]:
@@ -35,6 +40,8 @@ class TcpCalls(Calls):
         destinations = call.request.destinations
         if frame.sources or frame.destinations != len(destinations):
             raise Error(Code.PROTOCOL, "an answer with other parts than its request")
+        if type(destinations) is Parts:
+            return _arrive(destinations, frame)
         filled = []
         total = 0
         for (region, offset, length), (count,) in zip(
@@ -47,6 +54,21 @@ class TcpCalls(Calls):
         if total != frame.data_bytes:
             raise Error(Code.PROTOCOL, "an answer's parts do not add up to its data")
         return _merge(filled)
+
+
+def _arrive(destinations: Parts, frame: Frame) -> Sequence[memoryview]:
+    """Return the destinations of a large batch that an answer fills.
+
+    Raises:
+        Error: PROTOCOL.
+    """
+    from hillfire.proto.wire import part_arrays
+
+    spans = part_arrays.filled_spans(destinations, frame.table)
+    if sum(end - begin for begin, end in spans) != frame.data_bytes:
+        raise Error(Code.PROTOCOL, "an answer's parts do not add up to its data")
+    view = destinations.region.view
+    return [view[begin:end] for begin, end in spans]
 
 
 _SCRAP = memoryview(bytearray(64 * 1024))

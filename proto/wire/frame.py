@@ -11,11 +11,17 @@ peer of another version is refused by name. Every length is checked against the 
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from struct import Struct
+from struct import Struct, pack
 from typing import Any, NamedTuple
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_PARTS, WIRE_VERSION
+from hillfire.proto.wire.base import (
+    MAX_BODY_BYTES,
+    MAX_DATA_BYTES,
+    MAX_PARTS,
+    WIRE_VERSION,
+)
+from hillfire.proto.wire.base import PART as PART  # of the format: here is where one looks for it
 
 MAGIC = b"hlfr"
 
@@ -23,10 +29,12 @@ HEADER = Struct("<4sHBxIQIIIII")
 """magic, version, kind, method or code, request, timeout_ms, body, sources, destinations, data"""
 _PREFIX = Struct("<4sH")
 
-PART = Struct("<QQI")
-"""A part of a REQUEST: region, offset, length. Over tcp only the length means anything."""
 FILLED = Struct("<I")
 """A part of a RESPONSE: how many bytes of this destination were filled."""
+
+_HEADER_BYTES = HEADER.size
+_PART_BYTES = PART.size
+_FILLED_BYTES = FILLED.size
 
 HELLO = Struct("<BxxxI")
 """Body of a HELLO: role, pid."""
@@ -77,6 +85,19 @@ class Frame(NamedTuple):
     table: memoryview
     body: memoryview
     data_bytes: int
+
+
+def pack_filled(filled: Sequence[int] | memoryview) -> bytes:
+    """Return the table of a response."""
+    if isinstance(filled, memoryview):
+        if filled.format != "I":
+            raise ValueError(f"filled bytes as a memoryview of {filled.format}")
+        return bytes(filled)
+    return pack(f"<{len(filled)}I", *filled)
+
+
+def _make_frame(fields: tuple[Any, ...]) -> Frame:
+    return tuple.__new__(Frame, fields)  # half the price of Frame(...)
 
 
 def encode(
@@ -145,6 +166,10 @@ def _check_prefix(prefix: bytes | bytearray | memoryview, start: int = 0) -> Non
         raise Error(Code.WRONG_PEER_VERSION, text)
 
 
+_REQUEST = int(Kind.REQUEST)  # plain numbers: an enumeration's cost as much as what is done here
+_RESPONSE = int(Kind.RESPONSE)
+
+
 def _head_bytes(kind: int, body: int, sources: int, destinations: int, data: int) -> int:
     """Return how long header, table and body are together.
 
@@ -152,10 +177,10 @@ def _head_bytes(kind: int, body: int, sources: int, destinations: int, data: int
         Error: PROTOCOL for an unknown kind, TOO_LARGE beyond a limit.
     """
     parts = sources + destinations
-    if kind == Kind.REQUEST:
-        table = parts * PART.size
-    elif kind == Kind.RESPONSE:
-        table = parts * FILLED.size
+    if kind == _REQUEST:
+        table = parts * _PART_BYTES
+    elif kind == _RESPONSE:
+        table = parts * _FILLED_BYTES
     elif not Kind.HELLO <= kind <= Kind.UNREGISTER:
         raise Error(Code.PROTOCOL, f"unknown kind of frame: {kind}")
     elif parts or data or body > MAX_CONTROL_BYTES:
@@ -165,11 +190,12 @@ def _head_bytes(kind: int, body: int, sources: int, destinations: int, data: int
     if body > MAX_BODY_BYTES or parts > MAX_PARTS or data > MAX_DATA_BYTES:
         text = f"a frame with a body of {body} bytes, {parts} parts, {data} bytes of data"
         raise Error(Code.TOO_LARGE, text)
-    return HEADER.size + table + body
+    return _HEADER_BYTES + table + body
 
 
 Fields = tuple[Any, ...]
 """Of a header."""
+_NO_TABLE = memoryview(b"")
 
 
 class Parser:
@@ -240,7 +266,7 @@ class Parser:
             head, self._large = self._large, None
             return self._take(head, self._fields)
         start, available = self._start, self._end - self._start
-        if available < HEADER.size:
+        if available < _HEADER_BYTES:
             if available >= _PREFIX.size:
                 _check_prefix(self._staging, start)
             return None
@@ -255,27 +281,34 @@ class Parser:
                 self._large, self._large_end, self._fields = large, available, fields
                 self._start = self._end = 0
             return None
-        self._start = start + size
-        return self._take(memoryview(bytes(self._view[start : start + size])), fields)
+        if available == size:
+            self._start = self._end = 0
+        else:
+            self._start = start + size
+        return self._take(memoryview(self._staging[start : start + size]), fields)
 
     def _take(self, view: memoryview, fields: Fields) -> Frame | None:
         """Make a frame of its head; if it carries data, wait for that."""
-        body = len(view) - fields[6]
-        frame = Frame(
-            fields[2],
-            fields[3],
-            fields[4],
-            fields[5],
-            fields[7],
-            fields[8],
-            view[HEADER.size : body],
-            view[body:],
-            fields[9],
+        _, _, kind, method, request, timeout_ms, size, sources, destinations, data_bytes = fields
+        body = len(view) - size
+        table = view[_HEADER_BYTES:body] if sources or destinations else _NO_TABLE
+        frame = _make_frame(
+            (
+                kind,
+                method,
+                request,
+                timeout_ms,
+                sources,
+                destinations,
+                table,
+                view[body:],
+                data_bytes,
+            )
         )
-        if frame.data_bytes == 0:
+        if data_bytes == 0:
             return frame
         landing = [view for view in self._place(frame) if len(view)]
-        assert sum(map(len, landing)) == frame.data_bytes
+        assert sum(map(len, landing)) == data_bytes
         landing.reverse()
         self._landing, self._frame = landing, frame
         while landing and self._start < self._end:

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Sequence
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import MAX_DATA_BYTES, Answer
-from hillfire.proto.wire.frame import FILLED, PART, Frame
+from hillfire.proto.wire.base import MAX_DATA_BYTES, PART, Answer
+from hillfire.proto.wire.frame import Frame, pack_filled
 from hillfire.proto.wire.stream import Buffer, Opened
 
 SOCKET_BUFFER_BYTES = 1024 * 1024
@@ -131,7 +131,7 @@ class TcpSide:
         Raises:
             ValueError: the handler filled what there is not.
         """
-        table = b"".join(map(FILLED.pack, answer.filled))
+        table = pack_filled(answer.filled)
         if kept is None:
             if answer.filled:
                 raise ValueError("a destination filled that there is not")
