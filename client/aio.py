@@ -297,7 +297,7 @@ class Client:
             if connection is not None and exc.code in _BROKEN:
                 self._drop(endpoint, connection)
             return Outcome(b"", exc, True)
-        return Outcome(reply.body, None, connection.kind != "tcp")
+        return Outcome(reply.body, None, connection.kind == "shm")
 
     async def _connect(self, endpoint: Endpoint) -> AsyncConnection:
         """Return the connection to a node; callers at the same moment share one attempt."""

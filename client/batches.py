@@ -1,11 +1,20 @@
-"""Batches over open files: (file, offset, region offset, length) entries and one region."""
+"""Batches over open files: from what users pass to reads and writes of many ranges at once.
+
+Files that are not open, or not for this, fail the entries that name them and no others. What a
+file object has buffered is written first, so that a batch reads it.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from hillfire.client import reading, writing
 from hillfire.client.actions import Operation
+from hillfire.client.bulk import FEWEST
 from hillfire.client.core import Core
+from hillfire.client.items import Items, longs
+from hillfire.client.plan import Extent
 from hillfire.client.reading import Entry, Result
 from hillfire.client.stream import Stream
 from hillfire.errors import Code, Error
@@ -22,9 +31,16 @@ class Open(Protocol):
 
 
 def read(
-    core: Core, reads: Sequence[tuple[Open, int, int, int]], region: Region
+    core: Core,
+    reads: Sequence[tuple[Open, int, int, int]],
+    region: Region,
+    deadline: float | None = None,
 ) -> Operation[list[Result]]:
     """Read every entry; see ``FileSystem.read_batch``."""
+    if len(reads) >= FEWEST:
+        items = yield from _as_arrays(reads, region)
+        if items is not None:
+            return (yield from reading.read_items(core, items, deadline))
     entries: list[Entry] = []
     streams: dict[Open, Stream] = {}
     bad: dict[int, Error] = {}
@@ -33,22 +49,77 @@ def read(
         stream = streams.get(file)
         if stream is None:
             try:
-                stream = file.stream
-                if not stream.readable:
-                    raise Error(Code.INVALID, "not open for reading")
-                if stream.busy:
-                    yield from stream.prepare_write()
+                stream = streams[file] = yield from _readable(file)
             except (Error, ValueError) as exc:
                 bad[number] = _as_error(exc)
                 continue
-            streams[file] = stream
         append((stream.extent, offset, new(Part, (region, place, length))))
-    results = yield from reading.read_batch(core, entries)
+    results = yield from reading.read_batch(core, entries, deadline)
     return _merge(results, bad, len(reads))
 
 
+def _as_arrays(
+    reads: Sequence[tuple[Open, int, int, int]], region: Region
+) -> Operation[Items | None]:
+    """Return a list's entries as arrays, None if some are better looked at one by one."""
+    files, offsets, places, lengths = zip(*reads, strict=True)
+    count, numbers, extents = len(files), dict[Open, int](), list[Extent]()
+    which = None
+    try:
+        if files.count(files[0]) == count:
+            extents.append((yield from _readable(files[0])).extent)
+        else:
+            for file in files:
+                if file not in numbers:
+                    numbers[file] = len(extents)
+                    extents.append((yield from _readable(file)).extent)
+            which = np.array([numbers[file] for file in files], np.int64)
+        return Items(
+            extents,
+            which,
+            longs(offsets, count, "offsets"),
+            longs(places, count, "places"),
+            longs(lengths, count, "lengths"),
+            region,
+        )
+    except (Error, ValueError, OverflowError):
+        return None
+
+
+def _readable(file: Open) -> Operation[Stream]:
+    """Return a file's stream, nothing of it buffered.
+
+    Raises:
+        Error: INVALID if it is not open for reading; of the writes that were buffered.
+        ValueError: it is closed.
+    """
+    stream = file.stream
+    if not stream.readable:
+        raise Error(Code.INVALID, "not open for reading")
+    if stream.busy:
+        yield from stream.prepare_write()
+    return stream
+
+
+def _writable(file: Open) -> Operation[Stream]:
+    """Return a file's stream, ready to be written past its buffer.
+
+    Raises:
+        Error: INVALID if it is not open for writing; of the writes that were buffered.
+        ValueError: it is closed.
+    """
+    stream = file.stream
+    if not stream.writable:
+        raise Error(Code.INVALID, "not open for writing")
+    yield from stream.prepare_write()
+    return stream
+
+
 def write(
-    core: Core, writes: Sequence[tuple[Open, int, int, int]], region: Region
+    core: Core,
+    writes: Sequence[tuple[Open, int, int, int]],
+    region: Region,
+    deadline: float | None = None,
 ) -> Operation[list[Result]]:
     """Write every entry; see ``FileSystem.write_batch``."""
     entries: list[Entry] = []
@@ -60,17 +131,13 @@ def write(
         stream = streams.get(file)
         if stream is None:
             try:
-                stream = file.stream
-                if not stream.writable:
-                    raise Error(Code.INVALID, "not open for writing")
-                yield from stream.prepare_write()
+                stream = streams[file] = yield from _writable(file)
             except (Error, ValueError) as exc:
                 bad[number] = _as_error(exc)
                 continue
-            streams[file] = stream
         append((stream.extent, offset, new(Part, (region, place, length))))
         owners.append(stream)
-    results = yield from writing.write_batch(core, entries)
+    results = yield from writing.write_batch(core, entries, deadline)
     spans: dict[Stream, tuple[int, int]] = {}
     for stream, (_, offset, _), result in zip(owners, entries, results, strict=True):
         if type(result) is int and result:

@@ -87,7 +87,7 @@ class Connections:
         except BaseException:
             connection.close()
             raise
-        verified = connection.kind != "tcp"
+        verified = connection.kind == "shm"
         self.give(endpoint, connection)
         return Outcome(body, None, verified)
 
@@ -130,7 +130,7 @@ class Connections:
                     try:
                         # A lost connection still has to account for each of its requests.
                         reply = connection.finish(ticket, max(0.001, until - time.monotonic()))
-                        outcomes.append(Outcome(reply.body, None, connection.kind != "tcp"))
+                        outcomes.append(Outcome(reply.body, None, connection.kind == "shm"))
                         continue
                     except Error as exc:
                         failed = exc

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 from google.protobuf.message import Message
 
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
+from hillfire.client.bulk import Table
 from hillfire.client.channels import Channels
 from hillfire.client.plan import Extent
 from hillfire.client.retry import History, after_call, speaks_of_node
@@ -107,6 +108,7 @@ class Core:
         self.nameless: set[int] = set()
         """inodes that this client keeps open without a name: their last close must be told"""
         self._layouts: dict[int, Layout] = {}
+        self._table = Table({})
         self.renew(client)
 
     def renew(self, client: int) -> None:
@@ -179,6 +181,13 @@ class Core:
         return self.clock() + self.io_timeout_s
 
     # --- routing
+
+    def table(self) -> Table:
+        """Return the routing as large batches use it."""
+        table = self._table
+        if table.lines is not self.routes.lines:
+            table = self._table = Table(self.routes.lines)
+        return table
 
     def refresh(self, used: int, wait_ms: int = ROUTING_WAIT_MS) -> Operation[bool]:
         """Ask for routing newer than version ``used``; tell whether there is one now.

@@ -1,23 +1,28 @@
 """Chunk reads: a batch of (extent, offset, part) in, one byte count or error for each out.
 
-Rounds: plan what is left to do, send all requests at once, sort the answers. Holes, and bytes
-past a chunk's end but before the file's, are filled with zeros here. Bytes that came over tcp are
-verified here; over shm the server verified them in place.
+Rounds: plan what is left to do, send all requests at once, sort the answers. A large batch begins
+as arrays (``bulk.py``); what does not go well at the first try is retried piece by piece like the
+rest. Holes, and bytes past a chunk's end but before the file's, are filled with zeros here. Bytes
+that came over tcp are verified here; over shm the server verified them in place.
 """
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 from crc32c import crc32c
 
-from hillfire.client import plan
+from hillfire.client import bulk, plan
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
+from hillfire.client.bulk import Bulk
 from hillfire.client.core import Core
-from hillfire.client.plan import Batch, Extent, Piece
+from hillfire.client.items import Items
+from hillfire.client.plan import Batch, Extent, Piece, Replica
 from hillfire.client.retry import History, Verdict, after_read
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
 from hillfire.proto.wire.base import Part, Request
+from hillfire.proto.wire.chunk_arrays import read_results
 from hillfire.proto.wire.chunks import READ, READ_ITEMS, READ_RESULTS
 from hillfire.region import Region
 from hillfire.types import InodeId, chunk_id
@@ -103,23 +108,56 @@ def read_batch(
     are used again; else fail the entry with BUSY at once. An entry's error is its result and
     never disturbs the others.
     """
-    now = core.clock()
-    work = Round(core, len(entries), now + core.io_timeout_s if deadline is None else deadline)
-    work.patient = patient
-    results = work.results
-    core.routes.expire(now)
+    work = _begin(core, len(entries), deadline, patient)
     single = _plan_single(core, entries[0]) if len(entries) == 1 else None
     if single is not None:
-        results[0] = single.bytes
+        work.results[0] = single.bytes
         outcomes = yield Exchange([_call(core, single, work.deadline)])
         _settle(work, single, outcomes[0])
-        if not work.todo:
-            if work.short:
-                yield from _confirm(work)
-            return results
+        if work.todo or work.short:
+            yield from work.between()
+            yield from _finish(work)
+        return work.results
+    work.todo = plan.split(entries, work.results, Part, reading=True)
+    yield from _finish(work)
+    return work.results
+
+
+def read_items(
+    core: Core, items: Items, deadline: float | None = None, patient: bool = True
+) -> Operation[list[Result]]:
+    """Read a batch that is given as arrays, as ``read_batch`` does."""
+    work = _begin(core, 0, deadline, patient)
+    planned = None
+    if len(items) >= bulk.FEWEST:
+        planned = bulk.plan_reads(items, core.table(), next(core.turn))
+    if planned is None:
+        return (yield from read_batch(core, list(items.entries()), work.deadline, patient))
+    requests, counts = planned
+    work.results = counts.tolist()
+    for first in range(0, len(requests), plan.MAX_REQUESTS):
+        wave = requests[first : first + plan.MAX_REQUESTS]
+        calls = [_request(core, each.node, each.body, each.parts, work.deadline) for each in wave]
+        outcomes = yield Exchange(calls)
+        for request, outcome in zip(wave, outcomes, strict=True):
+            _settle_bulk(work, request, outcome)
+    if work.todo or work.short:
         yield from work.between()
-    else:
-        work.todo = plan.split(entries, results, Part, reading=True)
+        yield from _finish(work)
+    return work.results
+
+
+def _begin(core: Core, entries: int, deadline: float | None, patient: bool) -> Round:
+    now = core.clock()
+    core.routes.expire(now)
+    work = Round(core, entries, now + core.io_timeout_s if deadline is None else deadline)
+    work.patient = patient
+    return work
+
+
+def _finish(work: Round) -> Operation[None]:
+    """Do what is left to do, round by round."""
+    core = work.core
     while work.todo:
         todo, work.todo = work.todo, []
         batches, stranded = _plan(core, work, todo)
@@ -135,7 +173,6 @@ def read_batch(
             yield from work.between()
     if work.short:
         yield from _confirm(work)
-    return results
 
 
 def _confirm(work: Round) -> Operation[None]:
@@ -267,14 +304,20 @@ def _plan(core: Core, work: Round, todo: list[Piece]) -> tuple[list[Batch], list
 
 def _call(core: Core, batch: Batch, deadline: float) -> Call:
     parts = [piece[4] for piece in batch.pieces]
-    request = Request(READ, READ_ITEMS.pack(cast(Any, batch.records)), (), parts)
+    body = READ_ITEMS.pack(cast(Any, batch.records))
+    return _request(core, batch.node, body, parts, deadline)
+
+
+def _request(
+    core: Core, node: Replica, body: bytes, parts: Sequence[Part], deadline: float
+) -> Call:
     timeout_s = max(0.05, min(ATTEMPT_S, deadline - core.clock()))
-    return Call(batch.node.endpoint, request, timeout_s)
+    return Call(node.endpoint, Request(READ, body, (), parts), timeout_s)
 
 
 def _settle(work: Round, batch: Batch, outcome: Outcome) -> None:
     """Sort the answer of one request."""
-    error, pieces, lines = outcome.error, batch.pieces, work.core.routes.lines
+    error, pieces, node = outcome.error, batch.pieces, batch.node.node
     if error is None:
         try:
             answers = READ_RESULTS.tuples(outcome.body)
@@ -282,31 +325,70 @@ def _settle(work: Round, batch: Batch, outcome: Outcome) -> None:
                 raise Error(Code.PROTOCOL, f"{len(answers)} results for {len(pieces)} reads")
         except Error as exc:
             error = exc
-    node = batch.node.node
     if error is not None:
-        work.core.note_failure(node, error.code)
-        for piece in pieces:
-            _failed(work, piece, error, plan.target_on(lines.get(piece.chain), node))
+        _request_failed(work, node, pieces, error)
         return
     verified = outcome.verified
     for piece, (code, filled, checksum, _) in zip(pieces, answers, strict=True):
-        region, place, length = piece[4]
-        if code == 0 and filled <= length:
-            if not verified and crc32c(region.view[place : place + filled]) != checksum:
-                error = Error(Code.CHECKSUM, "bytes changed on their way from the storage node")
-            elif filled < length:
-                region.view[place + filled : place + length] = bytes(length - filled)
-                if work.core.doubts(int.from_bytes(piece.chunk[2:10], "big")):
-                    work.short.append(piece)
-                continue
-            else:
-                continue
-        else:
-            error = error_of(code, piece, batch, "read")
+        if code or filled != piece[4][2] or not verified:
+            _settle_piece(work, piece, node, code, filled, None if verified else checksum)
+
+
+def _settle_bulk(work: Round, request: Bulk, outcome: Outcome) -> None:
+    """Sort the answer of one request of a large batch: look closer at what is not as asked."""
+    error, node, parts = outcome.error, request.node.node, request.parts
+    if error is None:
+        try:
+            answers = read_results(outcome.body, len(parts))
+        except Error as exc:
+            error = exc
+    if error is not None:
+        _request_failed(work, node, [request.piece(at) for at in range(len(parts))], error)
+        return
+    checksums = answers["checksum"]
+    wrong = (answers["code"] != 0) | (answers["filled"] != parts.lengths)
+    if not outcome.verified:
+        view = parts.region.view
+        ends = (parts.offsets + parts.lengths).tolist()
+        found = [
+            crc32c(view[start:end]) for start, end in zip(parts.offsets.tolist(), ends, strict=True)
+        ]
+        wrong |= checksums != np.array(found, np.uint32)
+    if not wrong.any():
+        return
+    for at in np.flatnonzero(wrong).tolist():
+        checksum = None if outcome.verified else int(checksums[at])
+        code, filled = int(answers["code"][at]), int(answers["filled"][at])
+        _settle_piece(work, request.piece(at), node, code, filled, checksum)
+
+
+def _settle_piece(
+    work: Round, piece: Piece, node: int, code: int, filled: int, checksum: int | None
+) -> None:
+    """Sort one answer: verify what has a ``checksum``, fill up what came out short."""
+    region, place, length = piece[4]
+    if code or filled > length:
+        error = error_of(code, piece, node, "read")
+    elif checksum is not None and crc32c(region.view[place : place + filled]) != checksum:
+        error = Error(Code.CHECKSUM, "bytes changed on their way from the storage node")
+    else:
+        if filled < length:
+            region.view[place + filled : place + length] = bytes(length - filled)
+            if work.core.doubts(int.from_bytes(piece.chunk[2:10], "big")):
+                work.short.append(piece)
+        return
+    _failed(work, piece, error, plan.target_on(work.core.routes.lines.get(piece.chain), node))
+
+
+def _request_failed(work: Round, node: int, pieces: Sequence[Piece], error: Error) -> None:
+    """Take note that a whole request failed."""
+    work.core.note_failure(node, error.code)
+    lines = work.core.routes.lines
+    for piece in pieces:
         _failed(work, piece, error, plan.target_on(lines.get(piece.chain), node))
 
 
-def error_of(code: int, piece: Piece, batch: Batch, what: str) -> Error:
+def error_of(code: int, piece: Piece, node: int, what: str) -> Error:
     """Make the error of one item from the code in its result."""
     try:
         known = Code(code) if code else Code.PROTOCOL
@@ -315,7 +397,7 @@ def error_of(code: int, piece: Piece, batch: Batch, what: str) -> Error:
     inode, index = int.from_bytes(piece.chunk[2:10]), int.from_bytes(piece.chunk[12:16])
     text = (
         f"{what} of chunk {index} of inode {inode} on chain {piece.chain} at node "
-        f"{batch.node.node}: {known.name}"
+        f"{node}: {known.name}"
     )
     return Error(known, text)
 

@@ -167,7 +167,7 @@ def _settle(work: Writing, batch: Batch, outcome: Outcome) -> None:
         if code == 0:
             release(work.updates.pop((piece.item, piece.chunk)).channel)
         else:
-            _failed(work, piece, error_of(code, piece, batch, "write"))
+            _failed(work, piece, error_of(code, piece, batch.node.node, "write"))
 
 
 def _failed(work: Writing, piece: Piece, error: Error) -> None:
