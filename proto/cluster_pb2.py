@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chillfire/proto/cluster.proto\x12\x08hillfire\"@\n\x08\x45ndpoint\x12\x0c\n\x04grpc\x18\x01 \x01(\t\x12\x0b\n\x03tcp\x18\x02 \x01(\t\x12\x0b\n\x03shm\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\"\xbb\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\r\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.hillfire.NodeKind\x12$\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x12.hillfire.Endpoint\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x0c\n\x04rack\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\r\n\x05\x64isks\x18\x08 \x01(\r\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"\xf6\x01\n\x06Target\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\r\x12\r\n\x05\x63hain\x18\x03 \x01(\r\x12\x0c\n\x04\x64isk\x18\x04 \x01(\r\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.hillfire.PublicState\x12#\n\x05local\x18\x06 \x01(\x0e\x32\x14.hillfire.LocalState\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\x04\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x1e\n\x05order\x18\x0b \x01(\x0e\x32\x0f.hillfire.Order\"C\n\x0b\x43hainMember\x12\x0e\n\x06target\x18\x01 \x01(\r\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.hillfire.PublicState\"t\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12&\n\x07targets\x18\x03 \x03(\x0b\x32\x15.hillfire.ChainMember\x12\x13\n\x0bmin_serving\x18\x04 \x01(\r\x12\x11\n\tpreferred\x18\x05 \x03(\r\"(\n\nChainTable\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06\x63hains\x18\x02 \x03(\r\"\xd9\x01\n\x07Routing\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12#\n\x07manager\x18\x03 \x01(\x0b\x32\x12.hillfire.Endpoint\x12\x1d\n\x05nodes\x18\x04 \x03(\x0b\x32\x0e.hillfire.Node\x12!\n\x07targets\x18\x05 \x03(\x0b\x32\x10.hillfire.Target\x12\x1f\n\x06\x63hains\x18\x06 \x03(\x0b\x32\x0f.hillfire.Chain\x12$\n\x06tables\x18\x07 \x03(\x0b\x32\x14.hillfire.ChainTable\"\x07\n\x05\x45mpty*<\n\x08NodeKind\x12\x19\n\x15NODE_KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04META\x10\x01\x12\x0b\n\x07STORAGE\x10\x02*q\n\x0bPublicState\x12\x1c\n\x18PUBLIC_STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x10\n\x0cLAST_SERVING\x10\x02\x12\x0b\n\x07SYNCING\x10\x03\x12\x0b\n\x07WAITING\x10\x04\x12\x0b\n\x07OFFLINE\x10\x05*d\n\nLocalState\x12\x1b\n\x17LOCAL_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10LOCAL_UP_TO_DATE\x10\x01\x12\x10\n\x0cLOCAL_ONLINE\x10\x02\x12\x11\n\rLOCAL_OFFLINE\x10\x03*M\n\x05Order\x12\x0e\n\nORDER_NONE\x10\x00\x12\x11\n\rORDER_OFFLINE\x10\x01\x12\x0f\n\x0bORDER_DRAIN\x10\x02\x12\x10\n\x0cORDER_ROTATE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chillfire/proto/cluster.proto\x12\x08hillfire\"N\n\x08\x45ndpoint\x12\x0c\n\x04grpc\x18\x01 \x01(\t\x12\x0b\n\x03tcp\x18\x02 \x01(\t\x12\x0b\n\x03shm\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0c\n\x04rdma\x18\x05 \x01(\t\"\xbb\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\r\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.hillfire.NodeKind\x12$\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x12.hillfire.Endpoint\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x0c\n\x04rack\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\r\n\x05\x64isks\x18\x08 \x01(\r\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"\xf6\x01\n\x06Target\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\r\x12\r\n\x05\x63hain\x18\x03 \x01(\r\x12\x0c\n\x04\x64isk\x18\x04 \x01(\r\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.hillfire.PublicState\x12#\n\x05local\x18\x06 \x01(\x0e\x32\x14.hillfire.LocalState\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\x04\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x1e\n\x05order\x18\x0b \x01(\x0e\x32\x0f.hillfire.Order\"C\n\x0b\x43hainMember\x12\x0e\n\x06target\x18\x01 \x01(\r\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.hillfire.PublicState\"t\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\r\x12&\n\x07targets\x18\x03 \x03(\x0b\x32\x15.hillfire.ChainMember\x12\x13\n\x0bmin_serving\x18\x04 \x01(\r\x12\x11\n\tpreferred\x18\x05 \x03(\r\"(\n\nChainTable\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0e\n\x06\x63hains\x18\x02 \x03(\r\"\xd9\x01\n\x07Routing\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12#\n\x07manager\x18\x03 \x01(\x0b\x32\x12.hillfire.Endpoint\x12\x1d\n\x05nodes\x18\x04 \x03(\x0b\x32\x0e.hillfire.Node\x12!\n\x07targets\x18\x05 \x03(\x0b\x32\x10.hillfire.Target\x12\x1f\n\x06\x63hains\x18\x06 \x03(\x0b\x32\x0f.hillfire.Chain\x12$\n\x06tables\x18\x07 \x03(\x0b\x32\x14.hillfire.ChainTable\"\x07\n\x05\x45mpty*<\n\x08NodeKind\x12\x19\n\x15NODE_KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04META\x10\x01\x12\x0b\n\x07STORAGE\x10\x02*q\n\x0bPublicState\x12\x1c\n\x18PUBLIC_STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x10\n\x0cLAST_SERVING\x10\x02\x12\x0b\n\x07SYNCING\x10\x03\x12\x0b\n\x07WAITING\x10\x04\x12\x0b\n\x07OFFLINE\x10\x05*d\n\nLocalState\x12\x1b\n\x17LOCAL_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10LOCAL_UP_TO_DATE\x10\x01\x12\x10\n\x0cLOCAL_ONLINE\x10\x02\x12\x11\n\rLOCAL_OFFLINE\x10\x03*M\n\x05Order\x12\x0e\n\nORDER_NONE\x10\x00\x12\x11\n\rORDER_OFFLINE\x10\x01\x12\x0f\n\x0bORDER_DRAIN\x10\x02\x12\x10\n\x0cORDER_ROTATE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hillfire.proto.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEKIND']._serialized_start=1005
-  _globals['_NODEKIND']._serialized_end=1065
-  _globals['_PUBLICSTATE']._serialized_start=1067
-  _globals['_PUBLICSTATE']._serialized_end=1180
-  _globals['_LOCALSTATE']._serialized_start=1182
-  _globals['_LOCALSTATE']._serialized_end=1282
-  _globals['_ORDER']._serialized_start=1284
-  _globals['_ORDER']._serialized_end=1361
+  _globals['_NODEKIND']._serialized_start=1019
+  _globals['_NODEKIND']._serialized_end=1079
+  _globals['_PUBLICSTATE']._serialized_start=1081
+  _globals['_PUBLICSTATE']._serialized_end=1194
+  _globals['_LOCALSTATE']._serialized_start=1196
+  _globals['_LOCALSTATE']._serialized_end=1296
+  _globals['_ORDER']._serialized_start=1298
+  _globals['_ORDER']._serialized_end=1375
   _globals['_ENDPOINT']._serialized_start=42
-  _globals['_ENDPOINT']._serialized_end=106
-  _globals['_NODE']._serialized_start=109
-  _globals['_NODE']._serialized_end=296
-  _globals['_TARGET']._serialized_start=299
-  _globals['_TARGET']._serialized_end=545
-  _globals['_CHAINMEMBER']._serialized_start=547
-  _globals['_CHAINMEMBER']._serialized_end=614
-  _globals['_CHAIN']._serialized_start=616
-  _globals['_CHAIN']._serialized_end=732
-  _globals['_CHAINTABLE']._serialized_start=734
-  _globals['_CHAINTABLE']._serialized_end=774
-  _globals['_ROUTING']._serialized_start=777
-  _globals['_ROUTING']._serialized_end=994
-  _globals['_EMPTY']._serialized_start=996
-  _globals['_EMPTY']._serialized_end=1003
+  _globals['_ENDPOINT']._serialized_end=120
+  _globals['_NODE']._serialized_start=123
+  _globals['_NODE']._serialized_end=310
+  _globals['_TARGET']._serialized_start=313
+  _globals['_TARGET']._serialized_end=559
+  _globals['_CHAINMEMBER']._serialized_start=561
+  _globals['_CHAINMEMBER']._serialized_end=628
+  _globals['_CHAIN']._serialized_start=630
+  _globals['_CHAIN']._serialized_end=746
+  _globals['_CHAINTABLE']._serialized_start=748
+  _globals['_CHAINTABLE']._serialized_end=788
+  _globals['_ROUTING']._serialized_start=791
+  _globals['_ROUTING']._serialized_end=1008
+  _globals['_EMPTY']._serialized_start=1010
+  _globals['_EMPTY']._serialized_end=1017
 # @@protoc_insertion_point(module_scope)

@@ -112,6 +112,7 @@ class Endpoint(_message.Message):
     TCP_FIELD_NUMBER: _builtins.int
     SHM_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    RDMA_FIELD_NUMBER: _builtins.int
     grpc: _builtins.str
     """host:port"""
     tcp: _builtins.str
@@ -120,6 +121,8 @@ class Endpoint(_message.Message):
     """path of the wire's UNIX socket, may be empty"""
     host: _builtins.str
     """boot id of the host"""
+    rdma: _builtins.str
+    """host:port where connections over RDMA are made, may be empty"""
     def __init__(
         self,
         *,
@@ -127,10 +130,11 @@ class Endpoint(_message.Message):
         tcp: _builtins.str = ...,
         shm: _builtins.str = ...,
         host: _builtins.str = ...,
+        rdma: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc", b"grpc", "host", b"host", "shm", b"shm", "tcp", b"tcp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc", b"grpc", "host", b"host", "rdma", b"rdma", "shm", b"shm", "tcp", b"tcp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

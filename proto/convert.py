@@ -26,13 +26,17 @@ from hillfire.types import ChainId, NodeId, TargetId
 def endpoint_to_message(endpoint: Endpoint) -> cluster_pb2.Endpoint:
     """Return the message of an endpoint."""
     return cluster_pb2.Endpoint(
-        grpc=endpoint.grpc, tcp=endpoint.tcp, shm=endpoint.shm, host=endpoint.host
+        grpc=endpoint.grpc,
+        tcp=endpoint.tcp,
+        shm=endpoint.shm,
+        host=endpoint.host,
+        rdma=endpoint.rdma,
     )
 
 
 def endpoint_from_message(message: cluster_pb2.Endpoint) -> Endpoint:
     """Return the endpoint of a message."""
-    return Endpoint(message.grpc, message.tcp, message.shm, message.host)
+    return Endpoint(message.grpc, message.tcp, message.shm, message.host, message.rdma)
 
 
 def layout_to_message(layout: Layout) -> meta_pb2.FileLayout:

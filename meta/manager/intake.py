@@ -32,13 +32,14 @@ def node_of(request: manager.RegisterRequest) -> Node:
     if request.incarnation == 0:
         raise Error(Code.INVALID, f"node {request.node} has no incarnation")
     at = request.endpoint
-    for name, value in (("grpc", at.grpc), ("tcp", at.tcp), ("shm", at.shm), ("host", at.host)):
+    for name in ("grpc", "tcp", "shm", "host", "rdma"):
+        value = getattr(at, name)
         if len(value) > MAX_ADDRESS_BYTES:
             text = f"{name} address of {len(value)} characters: at most {MAX_ADDRESS_BYTES}"
             raise Error(Code.INVALID, text)
     if not at.grpc or not at.tcp:
         raise Error(Code.INVALID, f"node {request.node} does not say where it listens")
-    endpoint = Endpoint(at.grpc, at.tcp, at.shm, at.host)
+    endpoint = Endpoint(at.grpc, at.tcp, at.shm, at.host, at.rdma)
     for name, label in (("rack", request.rack), ("host", request.host)):
         if len(label) > MAX_LABEL or not label.isprintable():
             text = f"{name} = '{shown(label)}': use at most {MAX_LABEL} printable characters"

@@ -1,6 +1,10 @@
-"""Which transport to take to a server: shared memory where it will do, tcp otherwise."""
+"""Which transport to take to a server: shared memory where it will do, then RDMA, else tcp.
+
+``HILLFIRE_TRANSPORTS`` in the environment (``rdma,tcp``) allows a process only some of them.
+"""
 
 import asyncio
+import os
 import socket
 import time
 
@@ -9,12 +13,33 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire.address import connect_unix, host_id, split_address
 from hillfire.proto.wire.aio import AsyncConnection
 from hillfire.proto.wire.blocking import BlockingConnection
+from hillfire.proto.wire.stream import Stream
 from hillfire.proto.wire.tcp import tune
 
 __all__ = ["connect_async", "connect_blocking", "host_id"]
 
 RETRY_S = 0.01
 """Between tries while a server's UNIX socket has too many connections waiting."""
+TRANSPORTS = ("shm", "rdma", "tcp")
+"""Best first."""
+ENVIRONMENT = "HILLFIRE_TRANSPORTS"
+
+
+def _allowed() -> tuple[str, ...]:
+    """Return what the environment allows.
+
+    Raises:
+        Error: CONFIGURATION for a transport that does not exist.
+    """
+    given = os.environ.get(ENVIRONMENT, "")
+    if not given:
+        return TRANSPORTS
+    allowed = tuple(each.strip() for each in given.split(","))
+    unknown = set(allowed) - set(TRANSPORTS)
+    if unknown:
+        text = f"{ENVIRONMENT}={given}: unknown {', '.join(sorted(unknown))}; known: shm, rdma, tcp"
+        raise Error(Code.CONFIGURATION, text)
+    return allowed
 
 
 def choices(endpoint: Endpoint, transport: str | None) -> list[str]:
@@ -23,17 +48,26 @@ def choices(endpoint: Endpoint, transport: str | None) -> list[str]:
     Raises:
         Error: CONFIGURATION for an unknown transport, CONNECTION if the server lacks it.
     """
-    if transport not in (None, "shm", "tcp"):
-        raise Error(Code.CONFIGURATION, f"unknown transport {transport!r}: shm or tcp")
+    if transport is not None and transport not in TRANSPORTS:
+        raise Error(Code.CONFIGURATION, f"unknown transport {transport!r}: shm, rdma or tcp")
+    allowed = _allowed() if transport is None else (transport,)
     offered = []
     if endpoint.shm and (transport == "shm" or endpoint.host == host_id()):
         offered.append("shm")
+    if endpoint.rdma and "rdma" in allowed and (transport == "rdma" or _has_device()):
+        offered.append("rdma")
     if endpoint.tcp:
         offered.append("tcp")
-    found = [kind for kind in offered if transport in (None, kind)]
+    found = [kind for kind in offered if kind in allowed]
     if not found:
         raise Error(Code.CONNECTION, f"no way to {endpoint}")
     return found
+
+
+def _has_device() -> bool:
+    from hillfire.proto.wire.rdma import available  # only who needs it waits for its import
+
+    return available()
 
 
 def _gone(where: str, exc: OSError) -> Error:
@@ -66,6 +100,19 @@ def _open_tcp(address: str, timeout_s: float) -> socket.socket:
     return sock
 
 
+def _open_rdma(address: str, timeout_s: float) -> Stream:
+    """Meet a server at its door for RDMA."""
+    from hillfire.proto.wire.rdma import connect_stream
+
+    deadline = time.monotonic() + timeout_s
+    sock = _open_tcp(address, timeout_s)
+    try:
+        return connect_stream(sock, max(0.001, deadline - time.monotonic()))
+    except BaseException:
+        sock.close()
+        raise
+
+
 def connect_blocking(
     endpoint: Endpoint, timeout_s: float, *, transport: str | None = None
 ) -> BlockingConnection:
@@ -81,6 +128,9 @@ def connect_blocking(
         try:
             if kind == "shm":
                 return BlockingConnection(_open_shm(endpoint.shm, left), left)
+            if kind == "rdma":
+                stream = _open_rdma(endpoint.rdma, left)
+                return BlockingConnection(stream, max(0.001, deadline - time.monotonic()))
             return BlockingConnection(_open_tcp(endpoint.tcp, left), left)
         except Error:
             if kind == kinds[-1]:
@@ -103,6 +153,8 @@ async def connect_async(
         try:
             if kind == "shm":
                 connection = AsyncConnection(await _reach_shm(endpoint.shm, left))
+            elif kind == "rdma":
+                connection = AsyncConnection(await _reach_rdma(endpoint.rdma, left))
             else:
                 connection = AsyncConnection(await _reach_tcp(endpoint.tcp, left))
             await connection.greet(max(0.001, deadline - time.monotonic()))
@@ -131,6 +183,18 @@ async def _reach_shm(path: str, timeout_s: float) -> socket.socket:
         except OSError as exc:
             sock.close()
             raise _gone(path, exc) from exc
+
+
+async def _reach_rdma(address: str, timeout_s: float) -> Stream:
+    from hillfire.proto.wire.rdma import connect_stream_async
+
+    deadline = time.monotonic() + timeout_s
+    sock = await _reach_tcp(address, timeout_s)
+    try:
+        return await connect_stream_async(sock, max(0.001, deadline - time.monotonic()))
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def _reach_tcp(address: str, timeout_s: float) -> socket.socket:

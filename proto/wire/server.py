@@ -1,4 +1,8 @@
-"""The wire's server: listens on tcp and on a UNIX socket, and has a handler answer."""
+"""The wire's server: listens on tcp and on a UNIX socket, and has a handler answer.
+
+Where there is an RDMA device it has a door as well: a tcp listener of its own, at which the ends
+of a connection over RDMA meet.
+"""
 
 import asyncio
 import contextlib
@@ -7,6 +11,7 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.address import bind_unix, split_address
@@ -15,6 +20,9 @@ from hillfire.proto.wire.connection import Connection
 from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.shm import ShmSide, peer_of
 from hillfire.proto.wire.tcp import BufferPool, TcpSide, tune
+
+if TYPE_CHECKING:
+    from hillfire.proto.wire.rdma import Door
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +41,18 @@ class WireServer:
     """
 
     def __init__(
-        self, handler: Handler, *, tcp: str | None, shm: str | None, limits: Limits | None = None
+        self,
+        handler: Handler,
+        *,
+        tcp: str | None,
+        shm: str | None,
+        rdma: "tuple[str, Door] | None" = None,
+        limits: Limits | None = None,
     ) -> None:
-        """Listen at ``tcp`` (``host:port``, port 0 for any) and at the path ``shm``."""
+        """Listen at ``tcp`` (``host:port``, port 0 for any) and at the path ``shm``.
+
+        ``rdma``: where clients meet a door for RDMA, and the door.
+        """
         self.handler = handler
         self.limits = limits or Limits()
         self.loop: asyncio.AbstractEventLoop
@@ -47,6 +64,10 @@ class WireServer:
         self._listeners: list[socket.socket] = []
         self._connections: set[Connection] = set()
         self._tcp_address = ""
+        self._rdma = rdma
+        self._rdma_address = ""
+        self._door_listener: socket.socket | None = None
+        self._meeting: set[asyncio.Task[None]] = set()
         self._shm_inode = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -56,6 +77,11 @@ class WireServer:
     def tcp_address(self) -> str:
         """``host:port`` with the real port; empty if it does not listen on tcp."""
         return self._tcp_address
+
+    @property
+    def rdma_address(self) -> str:
+        """``host:port`` of the door for RDMA; empty if there is none."""
+        return self._rdma_address
 
     @property
     def shm_path(self) -> str:
@@ -71,7 +97,10 @@ class WireServer:
         self.loop = asyncio.get_running_loop()
         try:
             if self._tcp is not None:
-                self._listen_tcp(self._tcp)
+                self._tcp_address = self._listen_tcp(self._tcp)
+            if self._rdma is not None:
+                self._rdma_address = self._listen_tcp(self._rdma[0])
+                self._door_listener = self._listeners[-1]
             if self._shm is not None:
                 self._listen_shm(self._shm)
         except BaseException:
@@ -81,7 +110,8 @@ class WireServer:
         for listener in self._listeners:
             self.loop.add_reader(listener, self._accept, listener)
 
-    def _listen_tcp(self, address: str) -> None:
+    def _listen_tcp(self, address: str) -> str:
+        """Listen, and return the address with its real port."""
         host, port = split_address(address)
         try:
             family, _, _, _, where = socket.getaddrinfo(
@@ -96,7 +126,7 @@ class WireServer:
             text = f"cannot listen on {address}: {exc.strerror}; choose another address or port"
             raise Error(Code.CONFIGURATION, text) from exc
         host, port = listener.getsockname()[:2]
-        self._tcp_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def _listen_shm(self, path: str) -> None:
         try:
@@ -116,7 +146,7 @@ class WireServer:
     def _accept(self, listener: socket.socket) -> None:
         """Take the connections that wait."""
         for _ in range(ACCEPTS):
-            if len(self._connections) >= self.limits.connections:
+            if len(self._connections) + len(self._meeting) >= self.limits.connections:
                 self._pause_accepting()
                 return
             try:
@@ -131,7 +161,10 @@ class WireServer:
                 return
             sock.setblocking(False)
             try:
-                self._welcome(sock, address)
+                if listener is self._door_listener:
+                    self._receive_at_door(sock, address)
+                else:
+                    self._welcome(sock, address)
             except OSError as exc:
                 log.info("connection lost at once cause=%s", exc)
                 sock.close()
@@ -154,6 +187,27 @@ class WireServer:
         host, port = address[:2] if isinstance(address, tuple) else (address, 0)
         side = TcpSide(sock, self._pool)
         self._add(Connection(self, sock, side, f"tcp:{host}:{port}", pid))
+
+    def _receive_at_door(self, sock: socket.socket, address: object) -> None:
+        """Have a client meet the door for RDMA."""
+        tune(sock)
+        host, port = address[:2] if isinstance(address, tuple) else (address, 0)
+        task = self.loop.create_task(self._meet(sock, f"rdma:{host}:{port}"))
+        self._meeting.add(task)
+        task.add_done_callback(self._meeting.discard)
+
+    async def _meet(self, sock: socket.socket, peer: str) -> None:
+        assert self._rdma is not None
+        try:
+            async with asyncio.timeout(self.limits.hello_s):
+                stream, side = await self._rdma[1].meet(sock)
+        except BaseException as exc:
+            sock.close()
+            if not isinstance(exc, OSError):  # an ``Error`` is one, and so is a time-out
+                raise
+            log.info("no connection peer=%s cause=%s", peer, exc)
+            return
+        self._add(Connection(self, stream, side, peer, os.getpid()))
 
     def _add(self, connection: Connection) -> None:
         self._connections.add(connection)
@@ -195,6 +249,8 @@ class WireServer:
     async def stop(self, grace_s: float = GRACE_S) -> None:
         """Listen no more, let handlers end, cancel those that do not, close every connection."""
         self._close_listeners()
+        for task in list(self._meeting):
+            task.cancel()
         if self.tasks:
             await asyncio.wait(set(self.tasks), timeout=grace_s)
         for connection in list(self._connections):

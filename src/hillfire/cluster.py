@@ -62,6 +62,8 @@ class Endpoint:
     """path of the wire's UNIX socket, empty if there is none"""
     host: str
     """the boot id of the host, by which a peer knows that shared memory will do"""
+    rdma: str = ""
+    """``host:port`` where connections over RDMA are made, empty if there is no device"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A wire server in a process of its own, which the wire's tests talk to and kill.
 
-Usage: wire_child.py SOCKET [LIMIT=VALUE ...]; prints its tcp address once it listens.
+Usage: wire_child.py SOCKET [LIMIT=VALUE ...]; prints its tcp address once it listens. With the
+address of an RDMA device in WIRE_TEST_RDMA it has a door there, and prints that address as well.
 """
 
 import asyncio
@@ -85,9 +86,16 @@ async def main() -> None:
     limits = dataclasses.replace(
         Limits(), **{key: int(value) for key, value in (arg.split("=") for arg in sys.argv[2:])}
     )
-    server = WireServer(Child().handle, tcp="127.0.0.1:0", shm=sys.argv[1], limits=limits)
+    door = None
+    if where := os.environ.get("WIRE_TEST_RDMA"):
+        from hillfire.proto.wire.rdma import Door
+
+        door = f"{where}:0", Door()
+    server = WireServer(
+        Child().handle, tcp="127.0.0.1:0", shm=sys.argv[1], rdma=door, limits=limits
+    )
     await server.start()
-    print(server.tcp_address, flush=True)
+    print(server.tcp_address, server.rdma_address, flush=True)
     await asyncio.Event().wait()
 
 

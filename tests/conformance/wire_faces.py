@@ -31,9 +31,8 @@ class Server:
         command += [f"{key}={value}" for key, value in limits.items()]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        tcp = self.process.stdout.readline().strip()
-        assert tcp, "the server did not start"
-        self.endpoint = Endpoint("", tcp, path, host_id())
+        tcp, *rdma = self.process.stdout.readline().split()
+        self.endpoint = Endpoint("", tcp, path, host_id(), rdma[0] if rdma else "")
 
     def kill(self) -> None:
         self.process.kill()
