@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hillfire.cli.bench import LIMIT_PART, Plan, take
 from hillfire.cli.connect import last_cluster
+from hillfire.cli.figures import console
 from hillfire.cli.workload import DEFAULT, parse
 from hillfire.config import format_size, parse_size
 from hillfire.errors import Code, Error
@@ -59,21 +60,22 @@ def start(
         rows = len(workloads) * len(transports)
         left_s = rows * (seconds * (1 + LIMIT_PART * limits) + 1)
         until = time.monotonic() + left_s
+        if flame is not None:
+            stack.enter_context(_flame(flame, directory))
         found = take(
             plan, lambda text: told(f"{text}  about {max(0, until - time.monotonic()):.0f} s left")
         )
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    from rich.console import Console
+    from hillfire.cli.bench_view import described, legend, stage_table, table_of
 
-    from hillfire.cli.bench_view import described, stage_table, table_of
-
-    console = Console()
-    console.print(described(found), highlight=False)
-    console.print(table_of(found["rows"]), crop=False)
+    out = console()
+    out.print(described(found))
+    out.print(table_of(found["rows"]), crop=False)
+    out.print(legend(found["rows"]))
     if stages:
-        console.print(stage_table(found["rows"]), crop=False)
+        out.print(stage_table(found["rows"]), crop=False)
 
 
 @contextlib.contextmanager
@@ -86,6 +88,18 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("...") as status:
         yield status.update
+
+
+@contextlib.contextmanager
+def _flame(output: Path, directory: Path | None) -> Iterator[None]:
+    """Look at this process and the local cluster's until the block ends."""
+    from hillfire.cli import profile
+
+    pids = {**profile.find((), directory), "client": os.getpid()}
+    with profile.recording(pids, profile.How(100, native=False, idle=False, lines=False)) as seen:
+        yield
+        profile.write(seen.stop(), output, "hillfire bench io")
+    print(f"{output}: a flame graph of {', '.join(pids)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

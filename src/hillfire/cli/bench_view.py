@@ -24,36 +24,44 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = "workload,wire,throughput,items/s,call p50,p99,p999,limit,reached,cpu/item,x limit's"
+    columns = "workload,wire,throughput,items/s,call p50,p99,limit,reached,cpu/item,x limit's"
     for place, column in enumerate(columns.split(",")):
         table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
     for row in rows:
         limits = row.get("limits", [])
-        for place, limit in enumerate(limits or [None]):
-            shown = [
-                row["workload"],
-                row["transport"],
-                bandwidth(row["bytes_per_s"]),
-                rate(row["items_per_s"]),
-                *(duration(row["call"][f"{name}_s"] * 1e9) for name in ("p50", "p99", "p999")),
-            ]
-            cpu = duration(row["cpu"]["us_per_item"] * 1e3)
-            if place:  # a second limit of the same row
-                shown, cpu = [""] * len(shown), ""
-            table.add_row(*shown, *_limit(row, limit), cpu, _times(limit))
+        table.add_row(
+            row["workload"],
+            row["transport"],
+            bandwidth(row["bytes_per_s"]),
+            rate(row["items_per_s"]),
+            *(duration(row["call"][f"{name}_s"] * 1e9) for name in ("p50", "p99")),
+            *_limit(row, limits[0] if limits else None),
+        )
+        for limit in limits[1:]:
+            table.add_row(f"  {limit['what']}", *[""] * 5, *_limit(row, limit))
     return table
 
 
-def _limit(row: dict[str, Any], limit: dict[str, Any] | None) -> tuple[str, str]:
+def legend(rows: list[dict[str, Any]]) -> str:
+    """Return what the limits are, a line each."""
+    found = {limit["what"]: None for row in rows for limit in row.get("limits", [])}
+    if not found:
+        return ""
+    return (
+        f"limits: {'; '.join(found)}: of the same blocks, by one process of this host; cpu/item: "
+        "of all processes\n"
+    )
+
+
+def _limit(row: dict[str, Any], limit: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return the columns of a limit, and what an item costs beside it."""
+    cpu = duration(row["cpu"]["us_per_item"] * 1e3)
     if limit is None:
-        return "", ""
+        return "", "", cpu, ""
     small = row["block_bytes"] < MIB // 16
     speed = rate(limit["items_per_s"]) + "/s" if small else bandwidth(limit["bytes_per_s"])
-    return f"{speed} {limit['what']}", f"{limit['reached']:.0%}"
-
-
-def _times(limit: dict[str, Any] | None) -> str:
-    return f"{digits(limit['cpu_times'])}" if limit and limit["cpu_times"] else ""
+    times = digits(limit["cpu_times"]) if limit["cpu_times"] else ""
+    return speed, f"{limit['reached']:.0%}", cpu, times
 
 
 def stage_table(rows: list[dict[str, Any]]) -> Any:

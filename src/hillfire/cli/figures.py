@@ -7,6 +7,18 @@ from hillfire import metrics
 PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999))
 
 
+WIDTH = 118
+"""What tables of figures take: on a narrower terminal lines wrap, and no figure is cut off."""
+
+
+def console() -> Any:
+    """Return a console that is wide enough for a table of figures."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.width >= WIDTH else Console(width=WIDTH, highlight=False)
+
+
 def duration(ns: float) -> str:
     """Return a time with its unit: three digits that count."""
     if ns <= 0:

@@ -167,7 +167,7 @@ def bench_io(
 
     hillfire bench io read-64kx64 write-1mx8-fsync --clients 4 --seconds 10
 
-    hillfire bench io read-4kx256 --flame /tmp/flames       (and see where the time goes)
+    hillfire bench io read-4kx256 --flame io.svg    (and see where the time goes)
 
     hillfire bench io --json | jq '.rows[] | {workload, items_per_s, p99: .call.p99_s}'
     """
@@ -181,7 +181,60 @@ def bench_io(
     )  # fmt: skip
 
 
+def _processes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a process of the cluster that the rest of the line names."""
+    from hillfire.cli.cluster import node_names
+
+    return [name for name in node_names(ctx.params.get("directory")) if name.startswith(incomplete)]
+
+
+def profile(
+    who: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROCESS]...",
+            help="storage-101, meta, manager, mount, ... or a pid.  \\[default: all]",
+            show_default=False,
+            autocompletion=_processes,
+        ),
+    ] = None,
+    directory: Where = None,
+    seconds: Annotated[float, typer.Option("--seconds", "-s", min=0.1, help="How long.")] = 10,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The picture; NAME.txt: stacks, for other tools."),
+    ] = Path("hillfire.svg"),
+    rate: Annotated[int, typer.Option(min=1, max=2000, help="Samples a second.")] = 100,
+    native: Annotated[
+        bool, typer.Option("--native", "-n", help="C functions, too; stops processes meanwhile.")
+    ] = False,
+    idle: Annotated[bool, typer.Option("--idle", help="Threads that wait, too.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Lines, not functions.")] = False,
+    json: Json = False,
+) -> None:
+    """Draw a flame graph of a local cluster's processes, or of any Python process on this host.
+
+    The processes go on as they are. A frame is as wide as the part of the samples it was in;
+    what called it is below. Open the picture in a browser: a click widens, Ctrl-F searches.
+
+    Needs py-spy (hillfire's extra `profile`), and root or the right to ptrace.
+
+    [bold]Examples[/bold]
+
+    hillfire profile                      (the whole local cluster, 10 s)
+
+    hillfire profile storage-101 mount --seconds 30 -o slow.svg
+
+    hillfire profile 4711 --native        (a training job that uses the library)
+    """
+    from hillfire.cli.profile import How, run_profile
+
+    how = How(rate, native, idle, lines)
+    run_profile(who or [], directory, seconds, output, how, as_json=json)
+
+
 def add_to(app: typer.Typer) -> None:
     """Hang these commands into the command line."""
     app.command("metrics", rich_help_panel=PANEL)(metrics)
     app.add_typer(bench_app, name="bench", rich_help_panel=PANEL)
+    app.command("profile", rich_help_panel=PANEL)(profile)

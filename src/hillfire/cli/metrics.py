@@ -11,6 +11,7 @@ from hillfire.cli.connect import last_cluster, last_local
 from hillfire.cli.figures import (
     PERCENTILES,
     bandwidth,
+    console,
     digits,
     duration,
     plain_sample,
@@ -94,7 +95,7 @@ def _show(
     interval_s = over_s or WATCH_S
     from rich.live import Live
 
-    live = Live(auto_refresh=False) if watch and not as_json else None
+    live = Live(console=console(), auto_refresh=False) if watch and not as_json else None
     with live if live is not None else _Nothing():
         while True:
             time.sleep(interval_s)
@@ -124,9 +125,7 @@ def _print(
     if as_json:
         print(json.dumps(plain(looks, where, over_s)), flush=True)
     else:
-        from rich.console import Console
-
-        Console().print(render(looks, where, over_s, each, everything), crop=False)
+        console().print(render(looks, where, over_s, each, everything), crop=False)
 
 
 def plain(looks: Looks, where: str, over_s: float | None) -> dict[str, Any]:
