@@ -1,8 +1,9 @@
 """A chunk's checksums at two grains: 64 KiB always, 4 KiB where a small request made them worth it.
 
-A write of a whole chunk computes the grains only: sixteen sums a MiB, where 256 would cost more
-than writing does. The pages of a grain become *known* when a small update writes them, or when a
-small read verified the grain once (``learn``); from then on 4 KiB are read and verified by
+With the native extension every write computes both in one pass, 21 µs a MiB. Without it a large
+write computes the grains only: sixteen sums a MiB, where 256 would cost as much as writing does.
+The pages of a grain become *known* when they are written with their sums, or when a small read
+verified the grain once (``learn``); from then on 4 KiB are read and verified by
 themselves, and an update of a page brings its grain up to date by arithmetic on checksums, with no
 look at the other bytes. What replicas compare is a digest of the grains alone, so it is the same
 whatever each of them knows. Pure.
@@ -11,23 +12,24 @@ whatever each of them knows. Pure.
 from array import array
 from collections.abc import Iterable, Sequence
 
+from hillfire import native
 from hillfire.storage.store.checksum import (
     GRAIN_BYTES,
     GRAIN_SHIFT,
     PAGE_BYTES,
     PAGE_SHIFT,
     combine_pages,
-    crc32c,
     extend_grains,
     extend_grains_with_zeros,
     extend_pages,
     extend_pages_with_zeros,
+    packed_sums,
     shift,
     shift_pages,
 )
 
 FINE_BYTES = 64 * 1024
-"""Bytes of an update up to which its pages' checksums are computed with it."""
+"""Bytes of an update up to which its pages' checksums are computed with it in any case."""
 GRAIN_PAGES = GRAIN_BYTES // PAGE_BYTES
 _GRAIN_PAGES_SHIFT = GRAIN_SHIFT - PAGE_SHIFT
 
@@ -116,7 +118,7 @@ class Sums:
         known = bytearray(len(self.grains)) if self.fine is None else self.fine[1][:]
         pages = _zeros(n_pages(length)) if self.fine is None else self.fine[0][:]
         within = length % GRAIN_BYTES != 0
-        cheap = len(data) <= FINE_BYTES and (not within or known[-1])
+        cheap = _is_fine(len(data)) and (not within or known[-1])
         if cheap:
             pages = extend_pages_with_zeros(pages, length, n_zeros)
             pages = extend_pages(pages, start, data)
@@ -195,7 +197,16 @@ def none() -> Sums:
 
 def whole(data: memoryview) -> tuple[Sums, int]:
     """Return the sums of a chunk that holds ``data``, and its CRC32C."""
-    return none().extended(0, 0, data)
+    if not _is_fine(len(data)):
+        return none().extended(0, 0, data)
+    grains, pages, crc = native.chunk_sums(data)
+    known = bytearray(b"\1" * (len(grains) // 4))
+    return Sums(array("I", grains), (array("I", pages), known) if known else None), crc
+
+
+def _is_fine(n_bytes: int) -> bool:
+    """Tell whether the pages of an update's bytes are summed with it."""
+    return native.FAST or n_bytes <= FINE_BYTES
 
 
 def unpack(
@@ -255,4 +266,4 @@ def check(sums: Sums, length: int) -> bool:
 
 def page_sums(data: memoryview) -> list[int]:
     """Return the checksums of the pages of ``data``, the last of which may be short."""
-    return [crc32c(data[at : at + PAGE_BYTES]) for at in range(0, len(data), PAGE_BYTES)]
+    return packed_sums(data, PAGE_BYTES).tolist()

@@ -48,6 +48,12 @@ def test_sums_of_units(unit: int, length: int) -> None:
     assert len(found) == 4 * -(-length // unit)
 
 
+@pytest.mark.parametrize("length", [0, 1, 4096, 65535, 65536, 65537, 69_632, 131_072, 200_000])
+def test_sums_of_a_chunk(length: int) -> None:
+    data = random.Random(length).randbytes(length)
+    assert fast().chunk_sums(data) == pure.chunk_sums(data)
+
+
 def test_a_unit_has_bytes() -> None:
     for module in (fast(), pure):
         with pytest.raises(ValueError, match="at least one byte"):

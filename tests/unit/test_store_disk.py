@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from crc32c import crc32c
 
+from hillfire import native
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind
 from hillfire.storage.store.base import ChunkStore, Image, Tag, Update
@@ -104,7 +105,8 @@ def test_a_small_read_reads_what_it_asks_for() -> None:
         assert into[:count] == DATA[offset : offset + n_bytes] and crc == crc32c(into[:count])
         return disk.read_bytes - before
 
-    assert cost(128 * KIB, 4 * KIB) == 64 * KIB  # the first time, to get to know its pages
+    # Without the extension the pages of a large write become known at the first small read.
+    assert cost(128 * KIB, 4 * KIB) == (4 if native.FAST else 64) * KIB
     assert cost(132 * KIB, 4 * KIB) == 4 * KIB
     assert cost(132 * KIB + 100, 4 * KIB) == 8 * KIB
     apply(store, update(NAMES[0], 2, DATA[140 * KIB :][: 4 * KIB], 140 * KIB))

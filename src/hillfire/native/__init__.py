@@ -1,8 +1,9 @@
 """What Python is too slow for: a small extension in C, and its twin in Python.
 
-``crc32c`` and ``sums`` are the extension's where it was built and runs here, else ``pure``'s. Both
-give the same answers; the tests run over both. With ``HILLFIRE_PURE=1`` in the environment the
-extension refuses to load, which is decided in C so that pure modules may import this one.
+``crc32c``, ``sums`` and ``chunk_sums`` are the extension's where it was built and runs here, else
+``pure``'s. Both give the same answers; the tests run over both. With ``HILLFIRE_PURE=1`` in the
+environment the extension refuses to load, which is decided in C so that pure modules may import
+this one.
 
 ``read`` is None without the extension; hillfire.storage.store.batch tells what it does, and is
 its twin.
@@ -35,9 +36,10 @@ try:
     from hillfire.native import _fast
 except ImportError:
     FAST = False
-    crc32c, sums = pure.crc32c, pure.sums
+    chunk_sums, crc32c, sums = pure.chunk_sums, pure.crc32c, pure.sums
 else:
     FAST = True
-    crc32c, sums, read = _fast.crc32c, _fast.sums, _fast.read
+    chunk_sums, crc32c, sums = _fast.chunk_sums, _fast.crc32c, _fast.sums
+    read = _fast.read
 
-__all__ = ["FAST", "Read", "crc32c", "read", "sums"]
+__all__ = ["FAST", "Read", "chunk_sums", "crc32c", "read", "sums"]

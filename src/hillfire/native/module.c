@@ -65,7 +65,53 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
     return packed;
 }
 
+#define PAGE_BYTES 4096
+#define GRAIN_BYTES 65536
+
+static PyObject *py_chunk_sums(PyObject *self, PyObject *argument) {
+    Py_buffer data;
+    if (PyObject_GetBuffer(argument, &data, PyBUF_SIMPLE) < 0)
+        return NULL;
+    Py_ssize_t n_pages = data.len / PAGE_BYTES + (data.len % PAGE_BYTES != 0);
+    Py_ssize_t n_grains = data.len / GRAIN_BYTES + (data.len % GRAIN_BYTES != 0);
+    PyObject *pages = PyBytes_FromStringAndSize(NULL, 4 * n_pages);
+    PyObject *grains = PyBytes_FromStringAndSize(NULL, 4 * n_grains), *outcome = NULL;
+    if (pages != NULL && grains != NULL) {
+        uint32_t *page = (uint32_t *)PyBytes_AS_STRING(pages);
+        uint32_t *grain = (uint32_t *)PyBytes_AS_STRING(grains), all = 0;
+        const uint8_t *bytes = data.buf;
+        PyThreadState *state = data.len > RELEASE_BYTES ? PyEval_SaveThread() : NULL;
+        for (Py_ssize_t i = 0; i < n_grains; i++) {
+            Py_ssize_t at = i * GRAIN_BYTES, stop = at + GRAIN_BYTES;
+            uint32_t sum = 0;
+            for (; at < stop && at + PAGE_BYTES <= data.len; at += PAGE_BYTES) {
+                *page = crc32c(0, bytes + at, PAGE_BYTES);
+                sum = crc32c_shift_page(sum) ^ *page++;
+            }
+            if (at == stop) {
+                all = crc32c_shift_grain(all) ^ sum;
+            } else { /* the last grain is short */
+                size_t rest = (size_t)(data.len - at);
+                if (rest)
+                    *page = crc32c(0, bytes + at, rest);
+                sum = crc32c(sum, bytes + at, rest);
+                all = crc32c(all, bytes + i * GRAIN_BYTES, (size_t)(data.len - i * GRAIN_BYTES));
+            }
+            grain[i] = sum;
+        }
+        if (state != NULL)
+            PyEval_RestoreThread(state);
+        outcome = Py_BuildValue("(OOk)", grains, pages, (unsigned long)all);
+    }
+    Py_XDECREF(pages);
+    Py_XDECREF(grains);
+    PyBuffer_Release(&data);
+    return outcome;
+}
+
 static PyMethodDef methods[] = {
+    {"chunk_sums", py_chunk_sums, METH_O,
+     "chunk_sums(data)\n\nSee hillfire.native.pure.chunk_sums."},
     {"crc32c", py_crc32c, METH_VARARGS,
      "crc32c(data, value=0)\n\nSee hillfire.native.pure.crc32c."},
     {"crc32c_in_streams", py_crc32c_in_streams, METH_VARARGS,

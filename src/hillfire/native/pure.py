@@ -30,3 +30,11 @@ def sums(data: Buffer, unit: int, /) -> bytes:
     view = memoryview(data)
     parts = [view[at : at + unit] for at in range(0, len(view), unit)]
     return array("I", [_crc32c(part, 0, gil_release_mode=0) for part in parts]).tobytes()
+
+
+def chunk_sums(data: Buffer, /) -> tuple[bytes, bytes, int]:
+    """Return the CRC32Cs of the grains of ``data``, of its pages, and of all of it.
+
+    Grains of 64 KiB and pages of 4 KiB, packed as 32 bits each; the last may be short.
+    """
+    return sums(data, 65536), sums(data, 4096), crc32c(data)
