@@ -6,9 +6,11 @@ answer arrives or the connection has ended at the server's side.
 """
 
 import abc
+import time
 from collections.abc import Callable, Sequence
 
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import frame as frames
 from hillfire.proto.wire.base import (
     MAX_BODY_BYTES,
     MAX_DATA_BYTES,
@@ -18,13 +20,8 @@ from hillfire.proto.wire.base import (
     Reply,
     Request,
 )
-from hillfire.proto.wire.frame import (
-    FILLED,
-    Frame,
-    Kind,
-    encode,
-    milliseconds,
-)
+from hillfire.proto.wire.chunks import operation_of
+from hillfire.proto.wire.frame import FILLED, Frame, Kind
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.staging import Loan
 from hillfire.proto.wire.stream import Buffer
@@ -41,11 +38,12 @@ MAX_OUTSTANDING = 4096
 class Call:
     """One request that was sent. ``reply`` is what came of it, None as long as nothing did."""
 
-    __slots__ = ("given_up", "held", "loan", "reply", "request", "waiter")
+    __slots__ = ("given_up", "held", "loan", "reply", "request", "sent_ns", "waiter")
 
     def __init__(self, request: Request, loan: Loan | None) -> None:
         """Begin to wait."""
         self.request = request
+        self.sent_ns = time.monotonic_ns()
         self.loan = loan
         self.reply: Reply | Error | None = None
         self.waiter: object = None
@@ -83,18 +81,19 @@ class Calls(abc.ABC):
         table, data, loan = self.pack(request, parts, out) if parts else (b"", (), None)
         self._last = number = self._last + 1
         self.pending[number] = Call(request, loan)
-        head = encode(
-            Kind.REQUEST,
-            request.method,
-            number,
-            timeout_ms=milliseconds(timeout_s),
-            table=table,
-            body=request.body,
-            sources=len(sources),
-            destinations=len(destinations),
-            data_bytes=sum(map(len, data)) if data else 0,
-        )
-        out.put([head, *data] if data else [head])
+        method, body = request.method, request.body
+        if data:
+            n_bytes = sum(map(len, data))
+            head = frames.request(
+                method, number, timeout_s, body, table, len(sources), len(destinations), n_bytes
+            )
+            out.put([head, *data])
+        else:
+            out.put_one(
+                frames.request(
+                    method, number, timeout_s, body, table, len(sources), len(destinations)
+                )
+            )
         return number
 
     @staticmethod
@@ -158,7 +157,10 @@ class Calls(abc.ABC):
             if call.loan is not None:
                 self._land(call, frame)
             call.reply = Reply(frame.body.tobytes())
-        self._let_go(call)
+        if call.held or call.loan is not None:
+            self._let_go(call)
+        on_way_ns = time.monotonic_ns() - call.sent_ns - 1000 * frame.timeout_ms
+        operation_of(call.request.method).wire.observe(max(0, on_way_ns))
         return call
 
     def _land(self, call: Call, frame: Frame) -> None:

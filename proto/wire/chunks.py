@@ -11,6 +11,7 @@ from functools import partial
 from struct import Struct, error
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from hillfire import metrics
 from hillfire.errors import Code, Error
 from hillfire.types import ChunkId
 
@@ -20,6 +21,14 @@ READ = 1
 WRITE = 2
 FORWARD = 3
 FETCH = 4
+
+
+_OPERATIONS = {READ: metrics.READ, WRITE: metrics.WRITE, FORWARD: metrics.FORWARD}
+
+
+def operation_of(method: int) -> metrics.Operation:
+    """Return where the time of requests with this method is counted."""
+    return _OPERATIONS.get(method, metrics.CALL)
 
 
 class Kind(IntEnum):

@@ -12,16 +12,27 @@ nothing touches its memory any more.
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_BODY_BYTES, Answer, Handler, Incoming
+from hillfire.proto.wire.chunks import operation_of
 from hillfire.proto.wire.eager import start
-from hillfire.proto.wire.frame import Frame, Kind, Parser, Role, check_hello, encode, hello
+from hillfire.proto.wire.frame import (
+    Frame,
+    Kind,
+    Parser,
+    Role,
+    check_hello,
+    encode,
+    hello,
+    response,
+)
 from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.outgoing import Outgoing
-from hillfire.proto.wire.stream import Buffer, Side, Stream
+from hillfire.proto.wire.stream import Buffer, Opened, Side, Stream
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +50,18 @@ def error_answer(code: Code, message: str) -> Answer:
 class _Job(NamedTuple):
     """A request in flight."""
 
-    frame: Frame
-    incoming: Incoming
+    number: int
+    method: int
+    destinations: Sequence[memoryview]
     kept: Any
     cost: int
+    arrived_ns: int
+
+
+_REQUEST = int(Kind.REQUEST)
+_NOTHING = Opened((), (), None, 0)
+FLUSH_NS = 100_000
+"""An answer waits no longer for those of its neighbours, so that its client can go on."""
 
 
 class Owner(Protocol):
@@ -82,6 +101,7 @@ class Connection:
         self._greeted = False
         self._taking = False
         self._ending = False
+        self._arrived_ns = 0
         self._loop = owner.loop
         self._loop.add_reader(sock, self._readable)
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(
@@ -104,6 +124,7 @@ class Connection:
         if count == 0:
             self.end("")
             return
+        self._arrived_ns = time.monotonic_ns()
         parser.received(count)
         self._serve()
 
@@ -147,14 +168,16 @@ class Connection:
         """
         parser = self._parser
         while not self._ending:
-            if self._full():
+            if (self._requests or self._bytes or self._out.bytes) and self._full():
                 self._pause()
                 return True
             frame = parser.next()
             if frame is None:
                 return False
-            if frame.kind == Kind.REQUEST and self._greeted:
+            if frame[0] == _REQUEST and self._greeted:
                 self._request(frame)
+                if self._out.bytes and time.monotonic_ns() - self._arrived_ns > FLUSH_NS:
+                    self._flush()
             else:
                 self._control(frame)
         return False
@@ -181,36 +204,42 @@ class Connection:
 
     def _request(self, frame: Frame) -> None:
         """Ask the handler; answer at once if it does."""
+        _, method, number, timeout_ms, _, _, table, body, _ = frame
         answer: Answer | Awaitable[Answer]
         try:
-            sources, destinations, kept, cost = self._side.open(frame)
+            opened = self._side.open(frame) if table else _NOTHING
         except Error as exc:
             answer = error_answer(exc.code, exc.strerror or "")
-            incoming = Incoming(frame.method, frame.body, (), (), 0.0, self._peer)
-            self._answer(_Job(frame, incoming, None, 0), answer)
+            self._answer(_Job(number, method, (), None, 0, self._arrived_ns), answer)
             return
-        incoming = Incoming(
-            frame.method, frame.body, sources, destinations, frame.timeout_ms / 1000, self._peer
-        )
-        job = _Job(frame, incoming, kept, cost + len(frame.body))
-        self._requests += 1
-        self._bytes += job.cost
-        self._owner.bytes += job.cost
+        sources, destinations, kept, cost = opened
+        incoming = Incoming(method, body, sources, destinations, timeout_ms / 1000, self._peer)
+        job = _Job(number, method, destinations, kept, cost + len(body), self._arrived_ns)
+        times = operation_of(method)
+        times.server_queue.observe(time.monotonic_ns() - self._arrived_ns)
         try:
             if self._carry is None or kept is None:
                 answer = self._owner.handler(incoming)
             else:
                 answer = self._carry(self._owner.handler, incoming, kept)
         except Exception as exc:
-            answer = self._failure(frame, exc)
+            answer = self._failure(method, exc)
         if isinstance(answer, Answer):
-            self._requests -= 1
+            if kept is not None:
+                self._admit(job)
             self._answer(job, answer)
-        else:
-            task = start(self._loop, self._wait(job, answer))
-            if not task.done():
-                self._owner.tasks.add(task)
-                task.add_done_callback(self._owner.tasks.discard)
+            return
+        self._requests += 1
+        self._admit(job)
+        task = start(self._loop, self._wait(job, answer))
+        if not task.done():
+            self._owner.tasks.add(task)
+            task.add_done_callback(self._owner.tasks.discard)
+
+    def _admit(self, job: _Job) -> None:
+        """Count a request's bytes, until its answer has left."""
+        self._bytes += job.cost
+        self._owner.bytes += job.cost
 
     async def _wait(self, job: _Job, awaitable: Awaitable[Answer]) -> None:
         """Answer once the handler has."""
@@ -219,9 +248,11 @@ class Connection:
         except asyncio.CancelledError:
             answer = error_answer(Code.CANCELLED, "the server is stopping")
         except Exception as exc:
-            answer = self._failure(job.frame, exc)
+            answer = self._failure(job.method, exc)
         self._requests -= 1
         self._answer(job, answer)
+        if job.kept is None:
+            self._sent(job)
         if self._taking:
             return  # it never waited: the answer leaves with those of its neighbours
         if self._ending:
@@ -234,11 +265,11 @@ class Connection:
         else:
             self._flush()
 
-    def _failure(self, frame: Frame, exc: Exception) -> Answer:
+    def _failure(self, method: int, exc: Exception) -> Answer:
         """Return the answer for what a handler raised."""
         if isinstance(exc, Error):
             return error_answer(exc.code, exc.strerror or "")
-        log.error("handler failed method=%d peer=%s", frame.method, self._peer, exc_info=exc)
+        log.error("handler failed method=%d peer=%s", method, self._peer, exc_info=exc)
         return error_answer(Code.INTERNAL, f"{type(exc).__name__} in the server; see its log")
 
     def _answer(self, job: _Job, answer: Answer) -> None:
@@ -247,24 +278,18 @@ class Connection:
         table = b""
         if answer.filled and not answer.code:
             try:
-                table, data = self._side.reply(job.kept, job.incoming.destinations, answer)
+                table, data = self._side.reply(job.kept, job.destinations, answer)
             except ValueError as exc:
-                answer = self._failure(job.frame, exc)
+                answer = self._failure(job.method, exc)
         if len(answer.body) > MAX_BODY_BYTES:
             answer = error_answer(Code.TOO_LARGE, f"an answer of {len(answer.body)} bytes")
             table, data = b"", ()
-        head = encode(
-            Kind.RESPONSE,
-            answer.code,
-            job.frame.request,
-            table=table,
-            body=answer.body,
-            destinations=len(table) // 4,
-            data_bytes=sum(map(len, data)) if data else 0,
-        )
+        served_ns = time.monotonic_ns() - job.arrived_ns
+        operation_of(job.method).server.observe(served_ns)
+        n_bytes = sum(map(len, data)) if data else 0
+        head = response(answer.code, job.number, served_ns // 1000, answer.body, table, n_bytes)
         if job.kept is None:
-            self._sent(job)
-            self._out.put([head])
+            self._out.put_one(head)
         else:
             self._out.put([head, *data], sent=lambda: self._sent(job))
 

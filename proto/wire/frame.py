@@ -32,6 +32,7 @@ _PREFIX = Struct("<4sH")
 FILLED = Struct("<I")
 """A part of a RESPONSE: how many bytes of this destination were filled."""
 
+_pack_header = HEADER.pack
 _HEADER_BYTES = HEADER.size
 _PART_BYTES = PART.size
 _FILLED_BYTES = FILLED.size
@@ -80,6 +81,7 @@ class Frame(NamedTuple):
     method: int
     request: int
     timeout_ms: int
+    """of a request; in a response the microseconds that it took at the server"""
     sources: int
     destinations: int
     table: memoryview
@@ -128,6 +130,55 @@ def encode(
     return b"".join((header, table, body)) if table else header + body
 
 
+def request(
+    method: int,
+    number: int,
+    timeout_s: float,
+    body: bytes,
+    table: bytes = b"",
+    sources: int = 0,
+    destinations: int = 0,
+    data_bytes: int = 0,
+) -> bytes:
+    """Return a REQUEST without its data. ``encode`` does the same at twice the price."""
+    head = _pack_header(
+        MAGIC,
+        WIRE_VERSION,
+        _REQUEST,
+        method,
+        number,
+        milliseconds(timeout_s),
+        len(body),
+        sources,
+        destinations,
+        data_bytes,
+    )
+    return b"".join((head, table, body)) if table else head + body
+
+
+def response(
+    code: int, number: int, served_us: int, body: bytes, table: bytes = b"", data_bytes: int = 0
+) -> bytes:
+    """Return a RESPONSE without its data.
+
+    ``served_us`` tells how long the request was at the server, from its arrival on: it travels
+    where a REQUEST has its timeout, and what the client saw beyond it was spent on the way.
+    """
+    head = _pack_header(
+        MAGIC,
+        WIRE_VERSION,
+        _RESPONSE,
+        code,
+        number,
+        served_us if served_us < MAX_TIMEOUT_MS else MAX_TIMEOUT_MS,
+        len(body),
+        0,
+        len(table) >> 2,
+        data_bytes,
+    )
+    return b"".join((head, table, body)) if table else head + body
+
+
 def hello(role: Role, pid: int) -> bytes:
     """Return the frame that opens a connection."""
     return encode(Kind.HELLO, body=HELLO.pack(role, pid))
@@ -149,7 +200,8 @@ def check_hello(frame: Frame, role: Role) -> int:
 
 def milliseconds(timeout_s: float) -> int:
     """Return a timeout as it travels: at least 1 ms, no more than fits."""
-    return max(1, min(int(timeout_s * 1000), MAX_TIMEOUT_MS))
+    whole = int(timeout_s * 1000)
+    return whole if 0 < whole <= MAX_TIMEOUT_MS else max(1, min(whole, MAX_TIMEOUT_MS))
 
 
 def _check_prefix(prefix: bytes | bytearray | memoryview, start: int = 0) -> None:

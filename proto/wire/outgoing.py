@@ -42,6 +42,11 @@ class Outgoing:
                 (buffer, fd if position == 0 else -1, sent if position == last else None)
             )
 
+    def put_one(self, buffer: Buffer) -> None:
+        """Queue one buffer."""
+        self.bytes += len(buffer)
+        self.waiting.append((buffer, -1, None))
+
     def flush(self) -> bool:
         """Send as much as the socket takes and tell whether the queue is empty.
 
