@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 
+from hillfire import metrics
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Answer, Incoming
 from hillfire.proto.wire.chunks import (
@@ -52,7 +53,7 @@ class Reads:
         """
         into = incoming.destinations
         batch = Batch(incoming.body, into)
-        cached = len(into) == 1 or sum(map(len, into)) <= INLINE_READ_BYTES
+        cached = len(into) == 1 or batch.n_bytes() <= INLINE_READ_BYTES
         slow: list[tuple[int, TargetShell]] = []
         for position in self._read_at_once(batch) if cached else batch.leave_all():
             chunk, chain, version, offset, flags = batch.item(position)
@@ -75,7 +76,7 @@ class Reads:
             slow.append((position, shell))
         if slow:
             return self._read_slowly(batch, slow)
-        return Answer(Code.OK, bytes(batch.results), batch.filled)
+        return _answer(batch)
 
     def _read_at_once(self, batch: Batch) -> Sequence[int]:
         """Answer what needs no second look; returns the positions of what is left."""
@@ -115,13 +116,15 @@ class Reads:
             self._meter.leave(time.monotonic_ns())
         if not self._lease_valid():
             raise Error(Code.LEASE_EXPIRED, "the lease ended during the read")
-        for task in reading:
-            for position, shell, code in task.result():
+        for job, task in zip(jobs.values(), reading, strict=True):
+            part, failed = task.result()
+            batch.take([position for position, _ in job], part)
+            for position, shell, code in failed:
                 if code == Code.IO:
                     shell.fail(Error(Code.IO, f"a read failed: {batch.item(position).chunk.hex()}"))
                 elif code == Code.CORRUPT:
                     shell.damaged(batch.item(position).chunk, "found by a read")
-        return Answer(Code.OK, bytes(batch.results), batch.filled)
+        return _answer(batch)
 
     async def fetch(self, incoming: Incoming) -> Answer:
         """Answer another target that repairs its own copies with ours, as they are committed.
@@ -157,10 +160,17 @@ class Reads:
         return result
 
 
+def _answer(batch: Batch) -> Answer:
+    if batch.disk_ns:
+        metrics.READ.disk.observe(batch.disk_ns)
+        metrics.READ.checksum.observe(batch.checksum_ns)
+    return Answer(Code.OK, bytes(batch.results), batch.filled)
+
+
 def _read_job(
     batch: Batch, job: Sequence[tuple[int, TargetShell]]
-) -> "asyncio.Task[list[tuple[int, TargetShell, Code]]]":
-    """Read from the stores of one disk in one thread; returns what failed."""
+) -> "asyncio.Task[tuple[Batch, list[tuple[int, TargetShell, Code]]]]":
+    """Read from the stores of one disk in one thread. See ``_read_thoroughly``."""
     threads = {shell.threads for _, shell in job}
     for each in threads:  # no store is closed while it is read
         each.hold()
@@ -176,8 +186,8 @@ def _read_job(
 
 def _read_thoroughly(
     batch: Batch, job: Sequence[tuple[int, TargetShell]]
-) -> list[tuple[int, TargetShell, Code]]:
-    """Read items that were admitted, the simple ones in one go; returns what failed."""
+) -> tuple[Batch, list[tuple[int, TargetShell, Code]]]:
+    """Read items that were admitted, the simple ones in one go; returns them, and what failed."""
     stores = {batch.item(position).chain: shell.store for position, shell in job}
     inside: list[tuple[Direct, int]] = []
 
@@ -203,5 +213,4 @@ def _read_thoroughly(
         except Error as exc:
             part.put(index, exc.code, 0, 0, 0)
             failed.append((position, shell, exc.code))
-    batch.take([position for position, _ in job], part)
-    return failed
+    return part, failed

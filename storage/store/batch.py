@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from hillfire import native
 from hillfire.errors import Code, Error
+from hillfire.proto.wire.base import Views
 from hillfire.proto.wire.chunks import READ_ITEMS, READ_RESULTS, ReadItem
 from hillfire.types import ChunkId
 
@@ -37,7 +38,7 @@ Look = Callable[[int, int], "Code | Target | None"]
 class Batch:
     """One request's reads, and what became of them so far."""
 
-    __slots__ = ("_items", "filled", "into", "results")
+    __slots__ = ("_items", "checksum_ns", "disk_ns", "filled", "into", "results")
 
     def __init__(self, items: memoryview | bytes, into: Sequence[memoryview]) -> None:
         """``items`` are READ_ITEMS, each to be read ``into`` the memory at its position.
@@ -54,13 +55,22 @@ class Batch:
         """READ_RESULTS"""
         self.filled: Sequence[int] = ()
         """bytes of each destination"""
+        self.disk_ns = 0
+        """how long reading took, as far as the extension did it; of small reads from samples"""
+        self.checksum_ns = 0
+        """how long verifying took, likewise"""
 
     def read(self, look: Look, *, nowait: bool) -> Sequence[int]:
         """Answer what is simple; returns the positions of what is left."""
         if native.read is None:
             return self.leave_all()
         flags = os.RWF_NOWAIT if nowait else 0
-        self.results, filled, left = native.read(self._items, self.into, look, flags)
+        into = self.into
+        if isinstance(into, Views):
+            answer = native.read(self._items, into.base, look, flags, into.table)
+        else:
+            answer = native.read(self._items, into, look, flags)
+        self.results, filled, left, self.disk_ns, self.checksum_ns = answer
         self.filled = memoryview(filled).cast("I")
         return left
 
@@ -70,6 +80,11 @@ class Batch:
         self.results = bytearray(READ_RESULTS.n_bytes * count)
         self.filled = array("I", bytes(4 * count))
         return range(count)
+
+    def n_bytes(self) -> int:
+        """Return how many bytes are asked for."""
+        into = self.into
+        return into.n_bytes if isinstance(into, Views) else sum(map(len, into))
 
     def item(self, position: int) -> ReadItem:
         """Return what is asked for at a position."""
@@ -94,3 +109,5 @@ class Batch:
             result = part.results[index * size : index * size + size]
             self.results[position * size : position * size + size] = result
             self.filled[position] = part.filled[index]  # type: ignore[index]
+        self.disk_ns += part.disk_ns
+        self.checksum_ns += part.checksum_ns

@@ -22,12 +22,17 @@ class Read(Protocol):
     def __call__(
         self,
         items: Buffer,
-        into: Sequence[memoryview],
+        into: Sequence[memoryview] | memoryview,
         look: Callable[[int, int], object],
         flags: int,
+        table: Buffer = b"",
         /,
-    ) -> tuple[bytearray, bytearray, list[int]]:
-        """Return packed results, how many bytes of each destination were filled, what is left."""
+    ) -> tuple[bytearray, bytearray, list[int], int, int]:
+        """Return packed results, packed counts of bytes that were filled, and what is left.
+
+        Then how many nanoseconds went to reading and to summing. With ``table`` the destinations
+        are the parts of one buffer that it names (frame.PART).
+        """
 
 
 read: Read | None = None

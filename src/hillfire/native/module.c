@@ -118,7 +118,7 @@ static PyMethodDef methods[] = {
      "crc32c_in_streams(data, value=0)\n\ncrc32c, as slower processors do it."},
     {"sums", py_sums, METH_VARARGS, "sums(data, unit)\n\nSee hillfire.native.pure.sums."},
     {"read", hillfire_read, METH_VARARGS,
-     "read(items, into, look, nowait)\n\nSee hillfire.storage.store.batch."},
+     "read(items, into, look, flags, table=None)\n\nSee hillfire.storage.store.batch."},
     {NULL, NULL, 0, NULL},
 };
 

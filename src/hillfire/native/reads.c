@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "crc32c.h"
 
@@ -29,6 +30,8 @@
 #define STEP_BYTES 131072  /* read and summed at a time; a multiple of a grain */
 #define MAX_BYTES (64u << 20)
 #define MAX_ITEMS 65536
+#define TIMED_ONE_IN 16    /* of small reads, so that taking the time costs next to nothing */
+#define PART_BYTES 20      /* region, offset, length: frame.PART */
 #define MIN_CLASS 16
 #define MAX_CLASS 26
 
@@ -48,10 +51,16 @@ typedef struct {
 } Plan;
 
 typedef struct {
+    uint8_t *at;
+    size_t n;
+} Place;
+
+typedef struct {
     Py_ssize_t count; /* items */
     const uint8_t *items;
-    Py_buffer *into;
-    Py_ssize_t n_into;
+    Place *into;
+    Py_buffer *views; /* held while `into` points into them */
+    Py_ssize_t n_views;
     Plan *plans;
     Py_ssize_t n_plans;
     uint32_t *sums;
@@ -59,6 +68,7 @@ typedef struct {
     size_t edge_bytes; /* of scratch memory for what surrounds a request, on either side */
     uint8_t *results;
     uint32_t *filled;
+    uint64_t disk_ns, sums_ns;
 } Batch;
 
 typedef struct {
@@ -66,6 +76,8 @@ typedef struct {
     PyObject *found;                  /* what `look` said: a code, or a tuple of these */
     PyObject *records, *held, *files; /* borrowed from it */
 } Target;
+
+#define TARGETS 64 /* looked up for one batch and kept, by their chain's last bits */
 
 static PyObject *grains_name, *fine_name;
 
@@ -155,7 +167,7 @@ static int plan_record(Batch *batch, Py_ssize_t item, PyObject *record, PyObject
     uint64_t version = field(meta, 0), length = field(meta, 1);
     if (PyErr_Occurred())
         return -1;
-    size_t n = (size_t)batch->into[item].len;
+    size_t n = batch->into[item].n;
     if (offset >= length || n == 0) {
         answer(batch, item, 0, 0, 0, version);
         return ANSWERED;
@@ -183,7 +195,7 @@ static int plan_record(Batch *batch, Py_ssize_t item, PyObject *record, PyObject
         return PyErr_Occurred() ? -1 : LEFT;
 
     Plan plan = {.item = item, .fd = (int)fd, .version = version, .n = n};
-    plan.into = batch->into[item].buf;
+    plan.into = batch->into[item].at;
     plan.shift = n <= SMALL_BYTES ? PAGE_SHIFT : GRAIN_SHIFT;
     plan.sums = batch->n_sums;
     PyObject *sums = PyTuple_GET_ITEM(record, 2), *array = NULL;
@@ -211,13 +223,14 @@ static int plan_record(Batch *batch, Py_ssize_t item, PyObject *record, PyObject
     return PLANNED;
 }
 
-/* Find out about an item's target, once for all items of it in a row. */
-static int turn_to(Target *target, PyObject *look, uint32_t chain, uint32_t chain_version) {
+/* Return an item's target, asked for once; NULL and an exception if that failed. */
+static Target *find_target(Target *targets, PyObject *look, uint32_t chain, uint32_t chain_version) {
+    Target *target = &targets[chain % TARGETS];
     if (target->found != NULL && target->chain == chain && target->chain_version == chain_version)
-        return 0;
+        return target;
     PyObject *found = PyObject_CallFunction(look, "II", chain, chain_version);
     if (found == NULL)
-        return -1;
+        return NULL;
     Py_XSETREF(target->found, found);
     target->chain = chain;
     target->chain_version = chain_version;
@@ -228,14 +241,15 @@ static int turn_to(Target *target, PyObject *look, uint32_t chain, uint32_t chai
         target->held = PyTuple_GET_ITEM(found, 1);
         target->files = PyTuple_GET_ITEM(found, 2);
     }
-    return 0;
+    return target;
 }
 
-static int plan_item(Batch *batch, Py_ssize_t item, Target *target, PyObject *look) {
+static int plan_item(Batch *batch, Py_ssize_t item, Target *targets, PyObject *look) {
     const uint8_t *at = batch->items + item * ITEM_BYTES;
     uint32_t numbers[4]; /* chain, chain version, offset, flags */
     memcpy(numbers, at + CHUNK_BYTES, sizeof numbers);
-    if (turn_to(target, look, numbers[0], numbers[1]) < 0)
+    Target *target = find_target(targets, look, numbers[0], numbers[1]);
+    if (target == NULL)
         return -1;
     if (PyLong_Check(target->found)) {
         long code = PyLong_AsLong(target->found);
@@ -324,19 +338,33 @@ static int verify(Plan *plan, const uint32_t **want, uint8_t *edges, size_t edge
     return 1;
 }
 
-static int carry_out(Plan *plan, const uint32_t *sums, uint8_t *edges, size_t edge_bytes, int flags) {
-    const uint32_t *want = sums + plan->sums;
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* `weight`: what the time that it takes counts for; 0: it is not taken, which costs less. */
+static int carry_out(Batch *batch, Plan *plan, uint8_t *edges, int flags, unsigned weight) {
+    const uint32_t *want = batch->sums + plan->sums;
+    size_t edge_bytes = batch->edge_bytes;
     size_t total = plan->before + plan->n + plan->after, end;
     for (size_t pos = 0; pos < total; pos = end) {
         end = pos + STEP_BYTES < total ? pos + STEP_BYTES : total;
         struct iovec parts[3];
         int count = pieces(plan, edges, edge_bytes, pos, end, parts);
         ssize_t got;
+        uint64_t began = weight ? now_ns() : 0;
         do
             got = preadv2(plan->fd, parts, count, (off_t)(plan->at + pos), flags);
         while (got < 0 && errno == EINTR);
+        uint64_t there = weight ? now_ns() : 0;
         if (got != (ssize_t)(end - pos) || !verify(plan, &want, edges, edge_bytes, pos, end))
             return 0; /* not in the page cache, torn, damaged: the thorough way will say */
+        if (weight) {
+            batch->disk_ns += (there - began) * weight;
+            batch->sums_ns += (now_ns() - there) * weight;
+        }
     }
     return 1;
 }
@@ -345,34 +373,79 @@ static int carry_out_all(Batch *batch, int flags) {
     uint8_t *edges = NULL;
     if (batch->edge_bytes && (edges = malloc(2 * batch->edge_bytes)) == NULL)
         return -1;
-    for (Py_ssize_t i = 0; i < batch->n_plans; i++)
-        batch->plans[i].done =
-            carry_out(&batch->plans[i], batch->sums, edges, batch->edge_bytes, flags);
+    for (Py_ssize_t i = 0; i < batch->n_plans; i++) {
+        Plan *plan = &batch->plans[i];
+        Py_ssize_t left = batch->n_plans - i;
+        unsigned sample = left < TIMED_ONE_IN ? (unsigned)left : TIMED_ONE_IN;
+        unsigned weight = plan->n > SMALL_BYTES ? 1 : i % TIMED_ONE_IN ? 0 : sample;
+        plan->done = carry_out(batch, plan, edges, flags, weight);
+    }
     free(edges);
     return 0;
 }
 
 /* ------------------------------------------------------------------ the call */
 
-static int take_into(Batch *batch, PyObject *sequence) {
-    for (; batch->n_into < batch->count; batch->n_into++) {
-        PyObject *view = PySequence_Fast_GET_ITEM(sequence, batch->n_into);
-        if (PyObject_GetBuffer(view, &batch->into[batch->n_into], PyBUF_WRITABLE) < 0)
+/* Destinations that are buffers of their own. */
+static int take_buffers(Batch *batch, PyObject *into) {
+    PyObject *sequence = PySequence_Fast(into, "destinations are a sequence of buffers");
+    if (sequence == NULL)
+        return -1;
+    int outcome = -1;
+    if (PySequence_Fast_GET_SIZE(sequence) != batch->count) {
+        PyErr_SetString(PyExc_ValueError, "one destination for each item");
+        goto end;
+    }
+    for (; batch->n_views < batch->count; batch->n_views++) {
+        Py_buffer *view = &batch->views[batch->n_views];
+        PyObject *buffer = PySequence_Fast_GET_ITEM(sequence, batch->n_views);
+        if (PyObject_GetBuffer(buffer, view, PyBUF_WRITABLE) < 0)
+            goto end;
+        batch->into[batch->n_views] = (Place){view->buf, (size_t)view->len};
+    }
+    outcome = 0;
+end:
+    Py_DECREF(sequence);
+    return outcome;
+}
+
+/* Destinations that are parts of one buffer, as a table tells. */
+static int take_parts(Batch *batch, PyObject *base, const Py_buffer *table) {
+    if (table->len / PART_BYTES != batch->count || table->len % PART_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "one part for each item");
+        return -1;
+    }
+    if (PyObject_GetBuffer(base, &batch->views[0], PyBUF_WRITABLE) < 0)
+        return -1;
+    batch->n_views = 1;
+    uint64_t size = (uint64_t)batch->views[0].len;
+    for (Py_ssize_t i = 0; i < batch->count; i++) {
+        uint64_t offset;
+        uint32_t length;
+        const uint8_t *record = (const uint8_t *)table->buf + i * PART_BYTES;
+        memcpy(&offset, record + 8, 8);
+        memcpy(&length, record + 16, 4);
+        if (offset > size || length > size - offset) {
+            PyErr_SetString(PyExc_ValueError, "a part lies outside its region");
             return -1;
+        }
+        batch->into[i] = (Place){(uint8_t *)batch->views[0].buf + offset, length};
     }
     return 0;
 }
 
-static PyObject *run(Batch *batch, PyObject *into, PyObject *look, int flags) {
-    Target target = {.found = NULL};
+static PyObject *run(Batch *batch, PyObject *into, const Py_buffer *table, PyObject *look,
+                     int flags) {
+    Target targets[TARGETS] = {{.found = NULL}};
     PyObject *outcome = NULL, *left = PyList_New(0);
     PyObject *results = PyByteArray_FromStringAndSize(NULL, batch->count * RESULT_BYTES);
     PyObject *filled = PyByteArray_FromStringAndSize(NULL, batch->count * 4);
     batch->plans = calloc((size_t)batch->count + 1, sizeof *batch->plans);
     batch->into = calloc((size_t)batch->count + 1, sizeof *batch->into);
+    batch->views = calloc(table ? 1 : (size_t)batch->count + 1, sizeof *batch->views);
     if (left == NULL || results == NULL || filled == NULL)
         goto end;
-    if (batch->plans == NULL || batch->into == NULL) {
+    if (batch->plans == NULL || batch->into == NULL || batch->views == NULL) {
         PyErr_NoMemory();
         goto end;
     }
@@ -380,10 +453,10 @@ static PyObject *run(Batch *batch, PyObject *into, PyObject *look, int flags) {
     batch->filled = (uint32_t *)PyByteArray_AS_STRING(filled);
     memset(batch->results, 0, (size_t)batch->count * RESULT_BYTES);
     memset(batch->filled, 0, (size_t)batch->count * 4);
-    if (take_into(batch, into) < 0)
+    if ((table ? take_parts(batch, into, table) : take_buffers(batch, into)) < 0)
         goto end;
     for (Py_ssize_t item = 0; item < batch->count; item++) {
-        int planned = plan_item(batch, item, &target, look);
+        int planned = plan_item(batch, item, targets, look);
         if (planned < 0)
             goto end;
         if (planned == LEFT) {
@@ -414,14 +487,17 @@ static PyObject *run(Batch *batch, PyObject *into, PyObject *look, int flags) {
         if (appended < 0)
             goto end;
     }
-    outcome = PyTuple_Pack(3, results, filled, left);
+    outcome = Py_BuildValue("(OOOKK)", results, filled, left, (unsigned long long)batch->disk_ns,
+                            (unsigned long long)batch->sums_ns);
 end:
-    while (batch->n_into)
-        PyBuffer_Release(&batch->into[--batch->n_into]);
+    while (batch->n_views)
+        PyBuffer_Release(&batch->views[--batch->n_views]);
+    free(batch->views);
     free(batch->into);
     free(batch->plans);
     free(batch->sums);
-    Py_XDECREF(target.found);
+    for (int i = 0; i < TARGETS; i++)
+        Py_XDECREF(targets[i].found);
     Py_XDECREF(left);
     Py_XDECREF(results);
     Py_XDECREF(filled);
@@ -436,18 +512,16 @@ PyObject *hillfire_read(PyObject *self, PyObject *args) {
         return NULL;
     if (fine_name == NULL && (fine_name = PyUnicode_InternFromString("fine")) == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "y*OOi:read", &items, &into, &look, &flags))
+    Py_buffer table = {.buf = NULL, .obj = NULL};
+    if (!PyArg_ParseTuple(args, "y*OOi|y*:read", &items, &into, &look, &flags, &table))
         return NULL;
-    PyObject *sequence = PySequence_Fast(into, "destinations are a sequence of buffers");
-    if (sequence != NULL) {
-        Batch batch = {.count = items.len / ITEM_BYTES, .items = items.buf};
-        if (items.len % ITEM_BYTES || batch.count > MAX_ITEMS ||
-            PySequence_Fast_GET_SIZE(sequence) != batch.count)
-            PyErr_SetString(PyExc_ValueError, "one destination for each whole item");
-        else
-            outcome = run(&batch, sequence, look, flags);
-        Py_DECREF(sequence);
-    }
+    Batch batch = {.count = items.len / ITEM_BYTES, .items = items.buf};
+    if (items.len % ITEM_BYTES || batch.count > MAX_ITEMS)
+        PyErr_SetString(PyExc_ValueError, "not a whole number of items, or too many");
+    else
+        outcome = run(&batch, into, table.obj == NULL ? NULL : &table, look, flags);
+    if (table.obj != NULL)
+        PyBuffer_Release(&table);
     PyBuffer_Release(&items);
     return outcome;
 }
