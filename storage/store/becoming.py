@@ -9,6 +9,8 @@ from hillfire.storage.store.blocks import Block
 from hillfire.storage.store.checksum import PAGE_BYTES, PAGE_SHIFT
 from hillfire.storage.store.records import Overlay, PendingRecord, Placement, Record
 
+_new = tuple.__new__  # half the price of calling a NamedTuple
+_PATCH, _REMOVE = Placement.PATCH, int(Kind.REMOVE)
 _OWN_BLOCK = (Placement.COPY, Placement.SHARE)
 
 
@@ -17,7 +19,8 @@ def committed(
 ) -> Record:
     """Return the record that a pending update becomes by a frame of a segment."""
     pending, placement, block, sums = waiting[:4]
-    epoch, overlay, under = pending.epoch, None, None
+    version, length, checksum, tag, epoch, kind = pending[:6]
+    overlay = under = None
     if old is not None:
         if old.meta.epoch > epoch:
             epoch = old.meta.epoch
@@ -25,18 +28,10 @@ def committed(
             overlay, under = old.overlay, old.under
             if old.segment != segment:
                 overlay, under = None, overlay
-    if placement == Placement.PATCH:
+    if placement == _PATCH:
         overlay = _laid(overlay, waiting)
-    meta = ChunkMeta(
-        pending.version,
-        pending.length,
-        pending.checksum,
-        pending.tag,
-        chain_version,
-        epoch,
-        pending.kind == Kind.REMOVE,
-    )
-    return Record(meta, block, sums, frame, segment, overlay, under)
+    meta = _new(ChunkMeta, (version, length, checksum, tag, chain_version, epoch, kind == _REMOVE))
+    return _new(Record, (meta, block, sums, frame, segment, overlay, under))
 
 
 def _laid(overlay: Overlay | None, waiting: PendingRecord) -> Overlay:

@@ -27,6 +27,7 @@ MAX_BYTES = 1 << MAX_CLASS
 _WRITE, _TRUNCATE, _REMOVE = int(Kind.WRITE), int(Kind.TRUNCATE), int(Kind.REMOVE)
 _REPLACE, _LOST = int(Kind.REPLACE), int(Kind.LOST)
 _PATCH, _COPY = Placement.PATCH, Placement.COPY
+_new = tuple.__new__  # half the price of calling a NamedTuple
 
 
 class Choice(NamedTuple):
@@ -41,7 +42,6 @@ def choose(
     block: Block | None,
     pending: PendingRecord | None,
     update: Update,
-    *,
     fixed: bool = False,
     shared: bool = False,
 ) -> Choice:
@@ -87,7 +87,7 @@ def choose(
     whole = start == 0 and update.length >= length
     n_bytes = update.length
     small = n_bytes < PATCH_BYTES or n_bytes < length // PATCH_SHARE
-    return Choice(_PATCH if fits and small and not whole else _COPY, end)
+    return _new(Choice, (_PATCH if fits and small and not whole else _COPY, end))
 
 
 def _free_beyond(pending: PendingRecord | None, update: Update) -> bool:

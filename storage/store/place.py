@@ -29,6 +29,8 @@ from hillfire.types import ChunkId, Version
 
 _ZEROS = memoryview(bytes(1024 * 1024))
 _NOTHING = memoryview(b"")
+_PATCH = Placement.PATCH
+_new = tuple.__new__  # half the price of calling a NamedTuple
 _WRITE, _CLONE, _LOST = int(Kind.WRITE), int(Kind.CLONE), int(Kind.LOST)
 _REPLACE, _TRUNCATE = int(Kind.REPLACE), int(Kind.TRUNCATE)
 _WITH_PAYLOAD = (_WRITE, _REPLACE)
@@ -80,9 +82,11 @@ class Placer:
         if block is None:
             length = self._start_anew(update, length)
         shared = self._blocks.is_shared(block)
-        placement, after = choose(length, block, replaced, update, fixed=fixed, shared=shared)
-        payload = update.payload[: update.length] if kind in _WITH_PAYLOAD else _NOTHING
-        if placement == Placement.PATCH:
+        placement, after = choose(length, block, replaced, update, fixed, shared)
+        payload = update.payload if kind in _WITH_PAYLOAD else _NOTHING
+        if len(payload) > update.length:
+            payload = payload[: update.length]
+        if placement == _PATCH:
             assert record is not None, "a patch needs bytes to change"
             return self._patch(update, record, payload, after, nowait)
         if placement == Placement.COPY and kind == _TRUNCATE and after < length:
@@ -127,17 +131,15 @@ class Placer:
     @staticmethod
     def _describe(update: Update, length: int, checksum: int, n_bytes: int) -> Pending:
         kind = update.kind
-        return Pending(
-            update.version,
-            length,
-            checksum,
-            update.tag,
-            update.epoch,
-            kind,
-            update.offset if kind == _WRITE else 0,
-            n_bytes,
-            update.checksum if n_bytes or kind in _WITH_PAYLOAD else 0,
-        )
+        offset = update.offset if kind == _WRITE else 0
+        claimed = update.checksum if n_bytes or kind in _WITH_PAYLOAD else 0
+        return _new(
+            Pending,
+            (
+                update.version, length, checksum, update.tag, update.epoch, kind, offset, n_bytes,
+                claimed, None, 0,
+            ),
+        )  # fmt: skip
 
     @staticmethod
     def _check(update: Update, payload: memoryview) -> None:
@@ -216,8 +218,8 @@ class Placer:
             image = bytes(view)
         sums = sums.patched(length, after, first_page, pages)
         pending = self._describe(update, after, digest(sums.grains), n_bytes)
-        return PendingRecord(
-            pending, Placement.PATCH, block, sums, first, last - first + 1, start, image
+        return _new(
+            PendingRecord, (pending, _PATCH, block, sums, first, last - first + 1, start, image)
         )
 
     def _learn(self, record: Record, first: int, last: int, nowait: bool) -> None:
