@@ -198,8 +198,9 @@ class Calls(abc.ABC):
         request = call.request
         for part in request.sources:
             self._quarantine(call, part, False, drain)
-        for part in request.destinations:
-            self._quarantine(call, part, True, drain)
+        if self.lands(number):
+            for part in request.destinations:
+                self._quarantine(call, part, True, drain)
 
     def give_up_all(self, drain: Drain) -> bool:
         """Give every request up; tell whether that put anything into quarantine."""
@@ -215,6 +216,10 @@ class Calls(abc.ABC):
 
     def touches(self, region: Region) -> bool:
         """Tell whether the server, or a late answer, may touch this region itself."""
+        return True
+
+    def lands(self, number: int) -> bool:
+        """Tell whether anything may still arrive in the destinations of a request given up."""
         return True
 
     def ended(self) -> list[Call]:

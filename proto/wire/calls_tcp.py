@@ -17,6 +17,11 @@ class TcpCalls(Calls):
 
     kind = "tcp"
 
+    def __init__(self) -> None:
+        """Begin with nothing arriving."""
+        super().__init__()
+        self._arriving = 0
+
     def pack(
         self, request: Request, parts: Sequence[Part], out: Outgoing
     ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
@@ -37,6 +42,7 @@ class TcpCalls(Calls):
             raise Error(Code.PROTOCOL, "data that was not asked for")
         if call.given_up:
             return _scrap(frame.data_bytes)
+        self._arriving = frame.request
         destinations = call.request.destinations
         if frame.sources or frame.destinations != len(destinations):
             raise Error(Code.PROTOCOL, "an answer with other parts than its request")
@@ -54,6 +60,10 @@ class TcpCalls(Calls):
         if total != frame.data_bytes:
             raise Error(Code.PROTOCOL, "an answer's parts do not add up to its data")
         return _merge(filled)
+
+    def lands(self, number: int) -> bool:
+        """Tell whether its answer is just arriving: one that begins later goes to scrap memory."""
+        return number == self._arriving
 
 
 def _arrive(destinations: Parts, frame: Frame) -> Sequence[memoryview]:

@@ -189,6 +189,35 @@ def test_client_survives_nonsense_of_a_server(answer: bytes, family: int) -> Non
     region.check(0, SIZE)  # nothing stays in quarantine once the server is gone
 
 
+def test_what_is_arriving_over_tcp_stays_in_quarantine_until_it_is_there() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    ours = socket.create_connection(listener.getsockname())
+    theirs = listener.accept()[0]
+    listener.close()
+    theirs.sendall(frames.hello(Role.SERVER, 1))
+    connection = BlockingConnection(ours, 5)
+    region = Region.allocate(SIZE)
+    ticket = connection.start(Request(FILL, b"", (), [Part(region, 0, 100)]), 5)
+    table = (100).to_bytes(4, "little")
+    answer = frames.encode(Kind.RESPONSE, 0, 1, table=table, destinations=1, data_bytes=100)
+    theirs.sendall(answer + b"a" * 50)
+    with pytest.raises(Error) as caught:
+        connection.finish(ticket, 0.05)
+    assert caught.value.code is Code.TIMED_OUT
+    with pytest.raises(Error, match="land"):
+        region.check(0, 1)
+    theirs.sendall(b"a" * 50)
+
+    def there() -> bool:
+        connection.drain()
+        return not region.quarantined
+
+    until(there, "it is there")
+    assert region.view[:100] == b"a" * 100
+    connection.close()
+    theirs.close()
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_request_before_hello_is_refused(server: Server, transport: str) -> None:
     with same_descriptors(server), Raw(server, transport, greet=False) as raw:
