@@ -272,16 +272,21 @@ class Stream:
         if self.closed:
             return
         self.closed = True
+        given_up = False
         try:
             yield from self._ahead.forget()
             yield from self._buffer.drain()
+        except GeneratorExit:  # a cancelled task's: there is nobody left to say anything to
+            given_up = True
+            raise
         finally:
             self._core.handles.pop(handle, None)
             inode = self.inode.id
             nameless = inode in self._core.nameless and inode not in self._core.held()
             if nameless:
                 self._core.nameless.discard(inode)
-            for _ in range(self.writable + nameless):  # the handle's session, and the hold's
+            sessions = 0 if given_up else self.writable + nameless
+            for _ in range(sessions):  # the handle's, and the hold's
                 try:
                     yield from self._settle(close=True)
                 except Error as exc:

@@ -17,6 +17,10 @@ class HillfireFile(File):
 
     One that is read can be pickled: the copy opens the path again and is where this one was. One
     that is written within a transaction goes to a name beside its own until ``commit``.
+
+    ``flush`` means what fsspec's does, whose callers flush after each small piece: full buffers are
+    on their way at any rate, and what is not full waits for more. ``flush(force=True)``, ``fsync``
+    and ``close`` make what was written visible to others.
     """
 
     def __init__(self, shell: "Shell", stream: Stream, name: str, mode: str) -> None:
@@ -25,12 +29,12 @@ class HillfireFile(File):
         self.fs: Base | None = None
         """the file system that opened it; keeps the client alive as long as the file is"""
         self.path = name
+        self.durable = False
+        """whether ``close`` implies ``fsync``"""
         self._beside = ""
 
     @classmethod
-    def opened(
-        cls, fs: "Base", path: str, mode: str, autocommit: bool = True
-    ) -> "HillfireFile":
+    def opened(cls, fs: "Base", path: str, mode: str, autocommit: bool = True) -> "HillfireFile":
         """Open ``path`` of ``fs``; without ``autocommit``, a name beside it.
 
         Raises:
@@ -43,6 +47,7 @@ class HillfireFile(File):
             name = posixpath.join(directory, f".{base}.{secrets.token_hex(4)}.part")
         file = fs.client.open_as(cls, name, mode)
         file.fs, file.path, file.name = fs, path, path
+        file.durable = fs.durable
         file._beside = name if deferred else ""
         return file
 
@@ -92,6 +97,21 @@ class HillfireFile(File):
             found.append(part)
             tail = (tail + part)[-(len(char) - 1) :] if len(char) > 1 else b""
         return b"".join(found)
+
+    def flush(self, force: bool = False) -> None:
+        """Make what was written visible to others, if ``force``."""
+        if self.closed:
+            raise ValueError("flush of closed file")
+        if force:
+            super().flush()
+
+    def close(self) -> None:
+        """Write what is buffered, to the disks of all replicas if the file is to be durable."""
+        try:
+            if self.durable and not self.closed and self.writable():
+                self.fsync()
+        finally:
+            super().close()
 
     # --- transactions
 

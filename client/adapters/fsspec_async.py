@@ -154,11 +154,12 @@ class Coroutines(Base):
 
     async def _mv_file(self, path1: Any, path2: Any) -> None:
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        await self._do(namespace.lookup, source, False)  # it is this one that is missing, if it is
         await self._with_parents_async(target, namespace.rename, source, target)
 
     async def _cp_file(self, path1: Any, path2: Any, **kwargs: Any) -> None:
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        if await self._isdir(source):
+        if (await self._info(source))["type"] == "directory":
             await self._makedirs(target, exist_ok=True)
         else:
             await self._with_parents_async(target, moving.copy_file, source, target)
@@ -177,7 +178,7 @@ class Coroutines(Base):
         try:
             return await client.open(path, mode)
         except Error as error:
-            if mode[:1] == "r" or not await self._lacks_parent(path, error):
+            if mode[:1] == "r" or not self.auto_mkdir or error.code is not Code.NOT_FOUND:
                 raise
         await client.makedirs(parent_of(path), exist_ok=True)
         return await client.open(path, mode)
@@ -238,14 +239,7 @@ class Coroutines(Base):
             await self._do(make, *arguments)
             return
         except Error as error:
-            if not await self._lacks_parent(path, error):
+            if not self.auto_mkdir or error.code is not Code.NOT_FOUND:
                 raise
         await self._makedirs(parent_of(path), exist_ok=True)
         await self._do(make, *arguments)
-
-    async def _lacks_parent(self, path: str, error: Error) -> bool:
-        return (
-            self.auto_mkdir
-            and error.code is Code.NOT_FOUND
-            and not await self._exists(parent_of(path))
-        )

@@ -30,6 +30,7 @@ class Base(fsspec.asyn.AsyncFileSystem):  # type: ignore[misc]
         address: str | None = None,
         *,
         auto_mkdir: bool = True,
+        durable: bool = False,
         transport: str | None = None,
         io_timeout_s: float | None = None,
         staging_bytes: int | None = None,
@@ -41,7 +42,8 @@ class Base(fsspec.asyn.AsyncFileSystem):  # type: ignore[misc]
 
         ``address``, ``transport``, ``io_timeout_s`` and ``staging_bytes`` are ``connect``'s;
         ``auto_mkdir``: a file that is created makes the directories above it, as an object store
-        would seem to. The rest is fsspec's.
+        would seem to. ``durable``: a file that was written is on the disks of all replicas when
+        ``close`` returns. The rest is fsspec's.
 
         Raises:
             Error: CONFIGURATION if there is no address.
@@ -51,6 +53,7 @@ class Base(fsspec.asyn.AsyncFileSystem):  # type: ignore[misc]
         fsspec.AbstractFileSystem.__init__(self)
         self.address = address or default_address()
         self.auto_mkdir = auto_mkdir
+        self.durable = durable
         self.asynchronous = asynchronous
         self.batch_size = batch_size
         self._named = address is not None
@@ -85,6 +88,7 @@ class Base(fsspec.asyn.AsyncFileSystem):  # type: ignore[misc]
         return (
             self.address,
             self.auto_mkdir,
+            self.durable,
             self.asynchronous,
             tuple(sorted(self._options.items())),
         )
@@ -103,11 +107,13 @@ class Base(fsspec.asyn.AsyncFileSystem):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the address that was found, which another process may not find by itself."""
-        options: dict[str, Any] = {"auto_mkdir": self.auto_mkdir, **self._options}
-        if self.asynchronous:
-            options["asynchronous"] = True
-        if self.batch_size is not None:
-            options["batch_size"] = self.batch_size
+        options: dict[str, Any] = {
+            "auto_mkdir": self.auto_mkdir,
+            "durable": self.durable,
+            "asynchronous": self.asynchronous,
+            "batch_size": self.batch_size,
+            **self._options,
+        }
         return _again, (type(self), self.address, options)
 
     # --- paths

@@ -209,7 +209,7 @@ class Names(Base):
     def cp_file(self, path1: Any, path2: Any, **kwargs: Any) -> None:
         """Copy a file, or make a directory of the same name."""
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        if self.isdir(source):
+        if stat.S_ISDIR(self.client.stat(source).st_mode):
             self.makedirs(target, exist_ok=True)
             return
         self._with_parents(target, lambda: self._run(moving.copy_file(self._core, source, target)))
@@ -240,8 +240,7 @@ class Names(Base):
         try:
             return create()
         except Error as error:
-            parent = parent_of(path)
-            if not self.auto_mkdir or error.code is not Code.NOT_FOUND or self.exists(parent):
+            if not self.auto_mkdir or error.code is not Code.NOT_FOUND:
                 raise
-        self.client.makedirs(parent, exist_ok=True)
+        self.client.makedirs(parent_of(path), exist_ok=True)  # others may make it just now
         return create()
