@@ -29,7 +29,10 @@ OWNERS = (
     ("hillfire", "hillfire/", 0),
 )
 """Whose code a frame is: what its file begins with, and its hue."""
-_HEADS = ("runpy", "typer/", "hillfire/cli/", "threading.py", "asyncio/runners", "click/")
+_HEADS = (
+    "runpy", "(hillfire:", "hillfire/cli/", "hillfire/eventloop.py", "typer/", "click/",
+    "asyncio/runners.py", "threading.py", "concurrent/futures/thread.py",
+)  # fmt: skip
 
 
 class Node:
