@@ -321,6 +321,10 @@ class _Blocks:
         assert offset + len(data) <= self._disk.seen(name).size, "a write beyond the file"
         self._disk.write(name, offset, bytes(data))
 
+    def scatter(self, size_class: int, pieces: list[tuple[int, bytes]]) -> None:
+        for offset, data in pieces:
+            self.write(size_class, offset, memoryview(data))
+
     def read(
         self,
         size_class: int,

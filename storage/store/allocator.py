@@ -250,6 +250,18 @@ class Allocator:
             with self._lock:  # after the bytes, or a sync in between would forget them
                 self._dirty.add(size_class)
 
+    def scatter(self, size_class: int, pieces: list[tuple[int, bytes]]) -> None:
+        """Write buffers at their places in the file of a class.
+
+        Raises:
+            Error: NO_SPACE, IO.
+        """
+        try:
+            self.files.scatter(size_class, pieces)
+        finally:
+            with self._lock:
+                self._dirty.add(size_class)
+
     def sync(self) -> None:
         """Bring what was written to the disk.
 

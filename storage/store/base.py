@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from hillfire.errors import Code, Error
+from hillfire.storage.store.parts import Files
 from hillfire.types import ChunkId, InodeId, Version
 
 SCRUB_CHUNKS = 256
@@ -132,8 +133,8 @@ class Direct(NamedTuple):
 
     records: Mapping[ChunkId, object]
     """chunks' committed records, as far as they are in memory"""
-    files: tuple[tuple[int, ...], tuple[int, ...]]
-    """descriptors of the block files by class, for small reads and for large ones; -1: none"""
+    files: Files
+    """descriptors of the block files"""
     enter: Callable[[], int]
     """begins a read: what it may find is not reused until it ended"""
     leave: Callable[[int], None]

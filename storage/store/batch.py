@@ -8,7 +8,6 @@ checksums first of all, is *left* to ``ChunkStore.read_cached`` and ``read``, it
 there is no extension all is left, so that way is its twin: the tests compare the two.
 """
 
-import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from hillfire import native
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Views
 from hillfire.proto.wire.chunks import READ_ITEMS, READ_RESULTS, ReadItem
+from hillfire.storage.store.parts import Files
 from hillfire.types import ChunkId
 
 
@@ -27,8 +27,8 @@ class Target(NamedTuple):
     """what is known of chunks, as ``Record``"""
     held: Mapping[ChunkId, object]
     """chunks with something under way: those are left"""
-    files: tuple[tuple[int, ...], tuple[int, ...]]
-    """``DiskBlocks.table``"""
+    files: Files
+    """see ``BlockFiles.table``"""
 
 
 Look = Callable[[int, int], "Code | Target | None"]
@@ -60,19 +60,22 @@ class Batch:
         self.checksum_ns = 0
         """how long verifying took, likewise"""
 
-    def read(self, look: Look, *, nowait: bool) -> Sequence[int]:
-        """Answer what is simple; returns the positions of what is left."""
+    def read(self, look: Look, *, wait: bool) -> tuple[Sequence[int], Sequence[int]]:
+        """Answer what is simple; returns the positions of what is left, and of what is cold.
+
+        What is cold has to be waited for, and the disk is at it already. With ``wait`` it is
+        waited for, and what is cold then is damaged, or was changed meanwhile.
+        """
         if native.read is None:
-            return self.leave_all()
-        flags = os.RWF_NOWAIT if nowait else 0
+            return self.leave_all(), ()
         into = self.into
         if isinstance(into, Views):
-            answer = native.read(self._items, into.base, look, flags, into.table)
+            answer = native.read(self._items, into.base, look, wait, into.table)
         else:
-            answer = native.read(self._items, into, look, flags)
-        self.results, filled, left, self.disk_ns, self.checksum_ns = answer
+            answer = native.read(self._items, into, look, wait)
+        self.results, filled, left, cold, self.disk_ns, self.checksum_ns = answer
         self.filled = memoryview(filled).cast("I")
-        return left
+        return left, cold
 
     def leave_all(self) -> Sequence[int]:
         """Answer nothing yet; returns all positions."""

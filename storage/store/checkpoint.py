@@ -56,6 +56,24 @@ class Sealed(NamedTuple):
     """None for channels whose client's session ended"""
 
 
+def _runs(pages: dict[int, bytes]) -> list[tuple[int, bytes]]:
+    """Return pages by number as (offset, bytes), sorted, neighbours in one piece."""
+    runs: list[tuple[int, bytes]] = []
+    run: list[bytes] = []
+    first = 0
+    for page in sorted(pages):
+        data = pages[page]
+        if run and page == first + len(run) and len(run) < RUN_PAGES and len(run[-1]) == PAGE_BYTES:
+            run.append(data)
+            continue
+        if run:
+            runs.append((first << PAGE_SHIFT, run[0] if len(run) == 1 else b"".join(run)))
+        first, run = page, [data]
+    if run:
+        runs.append((first << PAGE_SHIFT, run[0] if len(run) == 1 else b"".join(run)))
+    return runs
+
+
 class Checkpointer:
     """Carries checkpoints out. One at a time."""
 
@@ -97,30 +115,19 @@ class Checkpointer:
 
     def _apply(self, records: Iterable[Record]) -> None:
         """Write the pages that only the log has into their blocks, neighbours in one go."""
-        pages: dict[tuple[int, int], bytes] = {}
+        classes: dict[int, dict[int, bytes]] = {}
         for record in records:
             block = record.block
             for overlay in (record.under, record.overlay):
                 if overlay is None or block is None:
                     continue
-                first = block.offset >> PAGE_SHIFT
+                pages = classes.setdefault(block.size_class, {})
+                first, end = block.offset >> PAGE_SHIFT, record.meta.length
                 for page, data in list(overlay.items()):
-                    if page << PAGE_SHIFT < record.meta.length:
-                        pages[block.size_class, first + page] = data
-        run: list[bytes] = []
-        start = (0, 0)
-        for place in sorted(pages):
-            joins = run and place == (start[0], start[1] + len(run)) and len(run) < RUN_PAGES
-            if not joins or len(run[-1]) < PAGE_BYTES:
-                self._write_run(start, run)
-                start, run = place, []
-            run.append(pages[place])
-        self._write_run(start, run)
-
-    def _write_run(self, start: tuple[int, int], run: list[bytes]) -> None:
-        if run:
-            data = run[0] if len(run) == 1 else b"".join(run)
-            self._blocks.write_at(start[0], start[1] << PAGE_SHIFT, memoryview(data))
+                    if page << PAGE_SHIFT < end:
+                        pages[first + page] = data
+        for size_class, pages in classes.items():
+            self._blocks.scatter(size_class, _runs(pages))
 
     def _finish(self, sealed: Sealed) -> None:
         """Write the last portion, which makes the segment a thing of the past."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hillfire.errors import Code, Error
 from hillfire.storage.store.blocks import MAX_CLASS, MIN_CLASS
-from hillfire.storage.store.parts import Disk
+from hillfire.storage.store.parts import Disk, Files
 from hillfire.storage.store.scratch import scratch
 from hillfire.storage.store.system import System
 
@@ -38,8 +38,12 @@ def translate(exc: OSError, what: str) -> Error:
 class DiskBlocks:
     """All block files of one store. See ``parts.BlockFiles``."""
 
-    def __init__(self, directory: Path, *, direct: bool, system: System) -> None:
+    def __init__(
+        self, directory: Path, *, direct: bool, system: System, direct_reads: bool = False
+    ) -> None:
         """Open what is in ``directory``; ``direct`` writes large payloads past the page cache.
+
+        ``direct_reads``: batches read large pieces past it, too.
 
         Raises:
             Error: IO.
@@ -47,12 +51,13 @@ class DiskBlocks:
         self._directory = directory
         self._reserve = directory.parent / "reserve"
         self._direct = direct
+        self._direct_reads = direct_reads
         self._system = system
         self._lock = threading.Lock()
         self._fds: dict[int, int] = {}
         self._direct_fds: dict[int, int] = {}
         self._single_fds: dict[int, int] = {}
-        self._table: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
+        self._table: Files = (), (), ()
         try:
             system.make_directory(directory)
             system.sync_directory(directory.parent)
@@ -81,12 +86,13 @@ class DiskBlocks:
             system.advise(single, 0, 0, os.POSIX_FADV_RANDOM)
         except OSError as exc:
             raise self._error(exc, "open", name) from exc
-        self._table = _by_class(self._single_fds), _by_class(self._fds)
-        if self._direct:
+        if self._direct or self._direct_reads:
             try:
                 self._direct_fds[name] = system.open(path, os.O_RDWR | os.O_DIRECT)
             except OSError:  # tmpfs of old kernels: everything goes through the page cache
-                self._direct = False
+                self._direct = self._direct_reads = False
+        direct = self._direct_fds if self._direct_reads else {}
+        self._table = _by_class(self._single_fds), _by_class(self._fds), _by_class(direct)
         return fd
 
     def sizes(self) -> dict[int, int]:
@@ -129,7 +135,14 @@ class DiskBlocks:
             if self._direct and len(data) >= DIRECT_MIN_BYTES and offset % PAGE == 0:
                 self._write_direct(size_class, offset, data)
             else:
-                self._write_all(self._fds[size_class], data, offset)
+                self._system.write_all(self._fds[size_class], data, offset)
+        except OSError as exc:
+            raise self._error(exc, "write", size_class) from exc
+
+    def scatter(self, size_class: int, pieces: list[tuple[int, bytes]]) -> None:
+        """See ``BlockFiles.scatter``."""
+        try:
+            self._system.scatter(self._fds[size_class], pieces)
         except OSError as exc:
             raise self._error(exc, "write", size_class) from exc
 
@@ -138,7 +151,7 @@ class DiskBlocks:
         fd = self._direct_fds[size_class]
         if len(data) % PAGE == 0:
             try:
-                self._write_all(fd, data, at)
+                self._system.write_all(fd, data, at)
                 return
             except OSError as exc:
                 if exc.errno != errno.EINVAL:
@@ -146,12 +159,7 @@ class DiskBlocks:
         padded = scratch(-(-len(data) // PAGE) * PAGE, "direct")
         padded[: len(data)] = data
         padded[len(data) :] = bytes(len(padded) - len(data))
-        self._write_all(fd, padded, at)
-
-    def _write_all(self, fd: int, data: memoryview, at: int) -> None:
-        done = self._system.pwrite(fd, data, at)
-        while done < len(data):
-            done += self._system.pwrite(fd, data[done:], at + done)
+        self._system.write_all(fd, padded, at)
 
     def read(
         self,
@@ -175,7 +183,7 @@ class DiskBlocks:
                 raise BlockingIOError(exc.errno, "no reads without waiting here") from exc
             raise self._error(exc, "read", size_class) from exc
 
-    def table(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    def table(self) -> Files | None:
         """See ``BlockFiles.table``; none where somebody stands between us and the system."""
         return self._table if type(self._system) is System else None
 

@@ -57,6 +57,11 @@ class RecordsDatabase(Protocol):
         """Close the database."""
 
 
+Files = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Descriptors of block files by class, -1 where there is none: for small reads, for large ones,
+and for large ones that shall go past the page cache."""
+
+
 class Disk(NamedTuple):
     """How full the disk below a store is."""
 
@@ -102,6 +107,13 @@ class BlockFiles(Protocol):
             Error: NO_SPACE, IO.
         """
 
+    def scatter(self, size_class: int, pieces: list[tuple[int, bytes]]) -> None:
+        """Write all of several buffers, each at an offset of its own, in their order.
+
+        Raises:
+            Error: NO_SPACE, IO; any part of them may have been written.
+        """
+
     def read(
         self,
         size_class: int,
@@ -118,10 +130,10 @@ class BlockFiles(Protocol):
             Error: IO.
         """
 
-    def table(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Return descriptors by class, for small reads and for large ones; -1 where there is none.
+    def table(self) -> Files | None:
+        """Return descriptors that others may read by; None if there are none.
 
-        They stay open until ``close``. None if there are none at all to be read by others.
+        They stay open until ``close``.
         """
 
     def drop_cache(self, size_class: int, offset: int, n_bytes: int) -> None:

@@ -162,8 +162,11 @@ class Sums:
         end, stop = page + 1 << PAGE_SHIFT, grain + 1 << GRAIN_SHIFT
         behind = (stop if stop < length else length) - end
         change = pages[page] ^ crc
+        whole = behind & PAGE_BYTES - 1 == 0
+        if native.replace_page is not None and whole:
+            native.replace_page(grains, pages, page, crc)
+            return Sums(grains, (pages, self.fine[1][:]))
         if behind > 0:
-            whole = behind & PAGE_BYTES - 1 == 0
             change = shift_pages(change, behind >> PAGE_SHIFT) if whole else shift(change, behind)
         grains[grain] ^= change
         pages[page] = crc

@@ -9,7 +9,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hillfire import native
 from hillfire.storage.store.parts import Buffer
+
+PIECES = 1024
+"""Written in one call of the extension: a thread that ends waits that long for them."""
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +41,26 @@ class System:
     def pwrite(self, fd: int, data: Buffer, at: int) -> int:
         """Write; returns how much was written."""
         return os.pwrite(fd, data, at)
+
+    def scatter(self, fd: int, pieces: Sequence[tuple[int, Buffer]]) -> None:
+        """Write all of several buffers, each at a place of its own.
+
+        The extension does it with the interpreter's lock released once, not once a piece.
+        """
+        if native.scatter is not None:
+            for first in range(0, len(pieces), PIECES):
+                native.scatter(fd, list(pieces[first : first + PIECES]))
+            return
+        for at, data in pieces:
+            self.write_all(fd, data, at)
+
+    def write_all(self, fd: int, data: Buffer, at: int) -> None:
+        """Write all of a buffer."""
+        done = self.pwrite(fd, data, at)
+        if done < len(data):
+            rest = memoryview(data)
+            while done < len(data):
+                done += self.pwrite(fd, rest[done:], at + done)
 
     def pwritev(self, fd: int, data: Sequence[Buffer], at: int) -> int:
         """Write buffers in a row; returns how much was written."""

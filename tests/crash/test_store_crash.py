@@ -116,6 +116,10 @@ class Recorder(System):
         self._note("pwrite", self.paths[fd], at, bytes(data))
         return super().pwrite(fd, data, at)
 
+    def scatter(self, fd: int, pieces: list[tuple[int, Buffer]]) -> None:
+        for at, data in pieces:
+            self.write_all(fd, data, at)
+
     def pwritev(self, fd: int, data: Sequence[Buffer], at: int) -> int:
         self._note("pwrite", self.paths[fd], at, b"".join(data))
         return super().pwritev(fd, data, at)

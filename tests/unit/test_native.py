@@ -1,10 +1,13 @@
 """The native extension's checksums and their twins (budget: 5 s)."""
 
+import errno
 import importlib
 import os
 import random
 import subprocess
 import sys
+from array import array
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -67,3 +70,36 @@ def test_the_environment_chooses_the_twins() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert said.stdout.split() == ["False", str(0xE3069283)]
+
+
+def test_scatter_writes_every_piece_to_its_place(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    pieces = [(at, chance.randbytes(chance.randrange(5000))) for at in range(0, 900_000, 5000)]
+    chance.shuffle(pieces)
+    with open(tmp_path / "file", "wb+") as file:
+        fast().scatter(file.fileno(), pieces)
+        for at, data in pieces:
+            assert os.pread(file.fileno(), len(data), at) == data
+        for bad in ([(1, b"x"), 2], [(1,)], [(-1, b"x")], [(1, 2)], [(0, b"")] * 5000):
+            with pytest.raises((TypeError, ValueError)):
+                fast().scatter(file.fileno(), bad)
+    with open(tmp_path / "file", "rb") as file, pytest.raises(OSError) as failure:
+        fast().scatter(file.fileno(), pieces)
+    assert failure.value.errno == errno.EBADF
+
+
+def test_a_replaced_page_makes_the_sums_of_its_chunk() -> None:
+    chance = random.Random(4)
+    for length in (4096, 20_480, 65_536, 300_000 // 4096 * 4096, 1 << 20):
+        data = bytearray(chance.randbytes(length))
+        grains = array("I", pure.sums(data, 65536))
+        pages = array("I", pure.sums(data, 4096))
+        for page in {0, len(pages) // 2, len(pages) - 1}:
+            fresh = chance.randbytes(4096)
+            data[page * 4096 : (page + 1) * 4096] = fresh
+            fast().replace_page(grains, pages, page, pure.crc32c(fresh))
+        assert grains.tobytes() == pure.sums(data, 65536), length
+        assert pages.tobytes() == pure.sums(data, 4096), length
+    for page in (len(pages), 1 << 31):
+        with pytest.raises(ValueError, match="no such page"):
+            fast().replace_page(grains, pages, page, 0)

@@ -5,10 +5,11 @@
 environment the extension refuses to load, which is decided in C so that pure modules may import
 this one.
 
-``read`` is None without the extension; hillfire.storage.store.batch tells what it does, and is
-its twin.
+``read``, ``scatter`` and ``replace_page`` are None without the extension; those who call them are
+their twins and tell what they do: hillfire.storage.store.batch, system and sums.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -24,11 +25,11 @@ class Read(Protocol):
         items: Buffer,
         into: Sequence[memoryview] | memoryview,
         look: Callable[[int, int], object],
-        flags: int,
+        wait: bool,
         table: Buffer = b"",
         /,
-    ) -> tuple[bytearray, bytearray, list[int], int, int]:
-        """Return packed results, packed counts of bytes that were filled, and what is left.
+    ) -> tuple[bytearray, bytearray, list[int], list[int], int, int]:
+        """Return packed results, packed counts of bytes that were filled, what is left, what is cold.
 
         Then how many nanoseconds went to reading and to summing. With ``table`` the destinations
         are the parts of one buffer that it names (frame.PART).
@@ -36,6 +37,8 @@ class Read(Protocol):
 
 
 read: Read | None = None
+scatter: Callable[[int, list[tuple[int, Buffer]]], None] | None = None
+replace_page: Callable[["array[int]", "array[int]", int, int], None] | None = None
 
 try:
     from hillfire.native import _fast
@@ -45,6 +48,6 @@ except ImportError:
 else:
     FAST = True
     chunk_sums, crc32c, sums = _fast.chunk_sums, _fast.crc32c, _fast.sums
-    read = _fast.read
+    read, scatter, replace_page = _fast.read, _fast.scatter, _fast.replace_page
 
-__all__ = ["FAST", "Read", "chunk_sums", "crc32c", "read", "sums"]
+__all__ = ["FAST", "Read", "chunk_sums", "crc32c", "read", "replace_page", "scatter", "sums"]

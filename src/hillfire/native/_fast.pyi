@@ -1,3 +1,4 @@
+from array import array
 from collections.abc import Callable, Sequence
 
 from hillfire.native.pure import Buffer
@@ -10,7 +11,9 @@ def read(
     items: Buffer,
     into: Sequence[memoryview] | memoryview,
     look: Callable[[int, int], object],
-    flags: int,
+    wait: bool,
     table: Buffer = ...,
     /,
-) -> tuple[bytearray, bytearray, list[int], int, int]: ...
+) -> tuple[bytearray, bytearray, list[int], list[int], int, int]: ...
+def scatter(fd: int, pieces: list[tuple[int, Buffer]], /) -> None: ...
+def replace_page(grains: array[int], pages: array[int], page: int, crc: int, /) -> None: ...

@@ -9,6 +9,7 @@
 
 #include "crc32c.h"
 #include "reads.h"
+#include "writes.h"
 
 #define RELEASE_BYTES 65536 /* shorter sums are done before another thread had the lock */
 
@@ -118,7 +119,11 @@ static PyMethodDef methods[] = {
      "crc32c_in_streams(data, value=0)\n\ncrc32c, as slower processors do it."},
     {"sums", py_sums, METH_VARARGS, "sums(data, unit)\n\nSee hillfire.native.pure.sums."},
     {"read", hillfire_read, METH_VARARGS,
-     "read(items, into, look, flags, table=None)\n\nSee hillfire.storage.store.batch."},
+     "read(items, into, look, wait, table=None)\n\nSee hillfire.storage.store.batch."},
+    {"scatter", hillfire_scatter, METH_VARARGS,
+     "scatter(fd, pieces)\n\nSee hillfire.storage.store.system.System.scatter."},
+    {"replace_page", hillfire_replace_page, METH_VARARGS,
+     "replace_page(grains, pages, page, crc)\n\nSee hillfire.storage.store.sums."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,6 +5,9 @@
  * checksums that cover it are copied. Then, without the lock, the blocks are read straight to their
  * destinations in steps that stay in the processor's cache, and verified there.
  *
+ * What is not in the page cache is asked for by a pass that does not wait: the kernel begins to
+ * read it, so that the disk works on the whole batch at once. A second pass waits, if it may.
+ *
  * The destinations may be a client's own memory, which the client may change at any time: nothing
  * that is read back from there is trusted, it is summed only.
  */
@@ -28,6 +31,8 @@
 #define SMALL_BYTES 32768  /* reading.py: requests up to this size are verified by pages */
 #define SINGLE_BYTES 65536 /* files.py: reads up to this size do without read-ahead */
 #define STEP_BYTES 131072  /* read and summed at a time; a multiple of a grain */
+#define DIRECT_BYTES 262144 /* files.py: from this size on reads may go past the page cache */
+#define DIRECT_UNIT 4096    /* and only if all of their bounds are multiples of this */
 #define MAX_BYTES (64u << 20)
 #define MAX_ITEMS 65536
 #define TIMED_ONE_IN 16    /* of small reads, so that taking the time costs next to nothing */
@@ -47,6 +52,7 @@ typedef struct {
     size_t sums;          /* where the units' checksums begin in `Batch.sums` */
     uint64_t version;
     uint32_t crc;
+    int direct; /* a descriptor that goes past the page cache; -1: not for this one */
     int done;
 } Plan;
 
@@ -158,6 +164,19 @@ static int overlaid(PyObject *overlay, size_t offset, size_t n) {
     return 0;
 }
 
+enum { SINGLE_FILES, FILES, DIRECT_FILES };
+
+/* Return a file's descriptor; -1 if there is none, or with an exception. */
+static int descriptor(PyObject *files, Py_ssize_t kind, uint64_t size_class) {
+    if (!is_tuple(files, kind + 1))
+        return -1;
+    PyObject *of_kind = PyTuple_GET_ITEM(files, kind);
+    if (!is_tuple(of_kind, (Py_ssize_t)size_class + 1))
+        return -1;
+    long fd = PyLong_AsLong(PyTuple_GET_ITEM(of_kind, (Py_ssize_t)size_class));
+    return fd >= 0 && fd <= INT32_MAX ? (int)fd : -1;
+}
+
 /* Plan one item whose record is known: PLANNED, ANSWERED, LEFT, or -1 with an exception. */
 static int plan_record(Batch *batch, Py_ssize_t item, PyObject *record, PyObject *files,
                        size_t offset) {
@@ -187,14 +206,11 @@ static int plan_record(Batch *batch, Py_ssize_t item, PyObject *record, PyObject
         if (found)
             return found < 0 ? -1 : LEFT;
     }
-    PyObject *fds = is_tuple(files, 2) ? PyTuple_GET_ITEM(files, n <= SINGLE_BYTES ? 0 : 1) : files;
-    if (!is_tuple(fds, (Py_ssize_t)size_class + 1))
-        return LEFT;
-    long fd = PyLong_AsLong(PyTuple_GET_ITEM(fds, (Py_ssize_t)size_class));
-    if (fd < 0 || fd > INT32_MAX)
+    int fd = descriptor(files, n <= SINGLE_BYTES ? SINGLE_FILES : FILES, size_class);
+    if (fd < 0)
         return PyErr_Occurred() ? -1 : LEFT;
 
-    Plan plan = {.item = item, .fd = (int)fd, .version = version, .n = n};
+    Plan plan = {.item = item, .fd = fd, .direct = -1, .version = version, .n = n};
     plan.into = batch->into[item].at;
     plan.shift = n <= SMALL_BYTES ? PAGE_SHIFT : GRAIN_SHIFT;
     plan.sums = batch->n_sums;
@@ -217,6 +233,11 @@ static int plan_record(Batch *batch, Py_ssize_t item, PyObject *record, PyObject
     plan.before = offset - start;
     plan.after = end - offset - n;
     plan.at = (number << size_class) + start;
+    if (n >= DIRECT_BYTES && !plan.before && !plan.after &&
+        !((n | plan.at | (uintptr_t)plan.into) % DIRECT_UNIT))
+        plan.direct = descriptor(files, DIRECT_FILES, size_class);
+    if (PyErr_Occurred())
+        return -1;
     if ((plan.before || plan.after) && batch->edge_bytes < 1u << plan.shift)
         batch->edge_bytes = 1u << plan.shift;
     batch->plans[batch->n_plans++] = plan;
@@ -349,14 +370,17 @@ static int carry_out(Batch *batch, Plan *plan, uint8_t *edges, int flags, unsign
     const uint32_t *want = batch->sums + plan->sums;
     size_t edge_bytes = batch->edge_bytes;
     size_t total = plan->before + plan->n + plan->after, end;
+    size_t step = plan->direct < 0 ? STEP_BYTES : total;
+    int fd = plan->direct < 0 ? plan->fd : plan->direct;
+    plan->crc = 0;
     for (size_t pos = 0; pos < total; pos = end) {
-        end = pos + STEP_BYTES < total ? pos + STEP_BYTES : total;
+        end = pos + step < total ? pos + step : total;
         struct iovec parts[3];
         int count = pieces(plan, edges, edge_bytes, pos, end, parts);
         ssize_t got;
         uint64_t began = weight ? now_ns() : 0;
         do
-            got = preadv2(plan->fd, parts, count, (off_t)(plan->at + pos), flags);
+            got = preadv2(fd, parts, count, (off_t)(plan->at + pos), flags);
         while (got < 0 && errno == EINTR);
         uint64_t there = weight ? now_ns() : 0;
         if (got != (ssize_t)(end - pos) || !verify(plan, &want, edges, edge_bytes, pos, end))
@@ -369,17 +393,25 @@ static int carry_out(Batch *batch, Plan *plan, uint8_t *edges, int flags, unsign
     return 1;
 }
 
-static int carry_out_all(Batch *batch, int flags) {
-    uint8_t *edges = NULL;
-    if (batch->edge_bytes && (edges = malloc(2 * batch->edge_bytes)) == NULL)
-        return -1;
+static void pass(Batch *batch, uint8_t *edges, int flags) {
     for (Py_ssize_t i = 0; i < batch->n_plans; i++) {
         Plan *plan = &batch->plans[i];
+        if (plan->done || (flags && plan->direct >= 0))
+            continue;
         Py_ssize_t left = batch->n_plans - i;
         unsigned sample = left < TIMED_ONE_IN ? (unsigned)left : TIMED_ONE_IN;
         unsigned weight = plan->n > SMALL_BYTES ? 1 : i % TIMED_ONE_IN ? 0 : sample;
         plan->done = carry_out(batch, plan, edges, flags, weight);
     }
+}
+
+static int carry_out_all(Batch *batch, int wait) {
+    uint8_t *edges = NULL;
+    if (batch->edge_bytes && (edges = malloc(2 * batch->edge_bytes)) == NULL)
+        return -1;
+    pass(batch, edges, RWF_NOWAIT);
+    if (wait)
+        pass(batch, edges, 0);
     free(edges);
     return 0;
 }
@@ -434,16 +466,23 @@ static int take_parts(Batch *batch, PyObject *base, const Py_buffer *table) {
     return 0;
 }
 
+static int append(PyObject *list, Py_ssize_t item) {
+    PyObject *number = PyLong_FromSsize_t(item);
+    int outcome = number == NULL ? -1 : PyList_Append(list, number);
+    Py_XDECREF(number);
+    return outcome;
+}
+
 static PyObject *run(Batch *batch, PyObject *into, const Py_buffer *table, PyObject *look,
-                     int flags) {
+                     int wait) {
     Target targets[TARGETS] = {{.found = NULL}};
-    PyObject *outcome = NULL, *left = PyList_New(0);
+    PyObject *outcome = NULL, *left = PyList_New(0), *cold = PyList_New(0);
     PyObject *results = PyByteArray_FromStringAndSize(NULL, batch->count * RESULT_BYTES);
     PyObject *filled = PyByteArray_FromStringAndSize(NULL, batch->count * 4);
     batch->plans = calloc((size_t)batch->count + 1, sizeof *batch->plans);
     batch->into = calloc((size_t)batch->count + 1, sizeof *batch->into);
     batch->views = calloc(table ? 1 : (size_t)batch->count + 1, sizeof *batch->views);
-    if (left == NULL || results == NULL || filled == NULL)
+    if (left == NULL || cold == NULL || results == NULL || filled == NULL)
         goto end;
     if (batch->plans == NULL || batch->into == NULL || batch->views == NULL) {
         PyErr_NoMemory();
@@ -459,17 +498,12 @@ static PyObject *run(Batch *batch, PyObject *into, const Py_buffer *table, PyObj
         int planned = plan_item(batch, item, targets, look);
         if (planned < 0)
             goto end;
-        if (planned == LEFT) {
-            PyObject *number = PyLong_FromSsize_t(item);
-            int appended = number == NULL ? -1 : PyList_Append(left, number);
-            Py_XDECREF(number);
-            if (appended < 0)
-                goto end;
-        }
+        if (planned == LEFT && append(left, item) < 0)
+            goto end;
     }
     int failed;
     Py_BEGIN_ALLOW_THREADS
-    failed = carry_out_all(batch, flags);
+    failed = carry_out_all(batch, wait);
     Py_END_ALLOW_THREADS
     if (failed) {
         PyErr_NoMemory();
@@ -481,13 +515,10 @@ static PyObject *run(Batch *batch, PyObject *into, const Py_buffer *table, PyObj
             answer(batch, plan->item, 0, (uint32_t)plan->n, plan->crc, plan->version);
             continue;
         }
-        PyObject *number = PyLong_FromSsize_t(plan->item);
-        int appended = number == NULL ? -1 : PyList_Append(left, number);
-        Py_XDECREF(number);
-        if (appended < 0)
+        if (append(cold, plan->item) < 0)
             goto end;
     }
-    outcome = Py_BuildValue("(OOOKK)", results, filled, left, (unsigned long long)batch->disk_ns,
+    outcome = Py_BuildValue("(OOOOKK)", results, filled, left, cold, (unsigned long long)batch->disk_ns,
                             (unsigned long long)batch->sums_ns);
 end:
     while (batch->n_views)
@@ -499,6 +530,7 @@ end:
     for (int i = 0; i < TARGETS; i++)
         Py_XDECREF(targets[i].found);
     Py_XDECREF(left);
+    Py_XDECREF(cold);
     Py_XDECREF(results);
     Py_XDECREF(filled);
     return outcome;
@@ -507,19 +539,19 @@ end:
 PyObject *hillfire_read(PyObject *self, PyObject *args) {
     Py_buffer items;
     PyObject *into, *look, *outcome = NULL;
-    int flags;
+    int wait;
     if (grains_name == NULL && (grains_name = PyUnicode_InternFromString("grains")) == NULL)
         return NULL;
     if (fine_name == NULL && (fine_name = PyUnicode_InternFromString("fine")) == NULL)
         return NULL;
     Py_buffer table = {.buf = NULL, .obj = NULL};
-    if (!PyArg_ParseTuple(args, "y*OOi|y*:read", &items, &into, &look, &flags, &table))
+    if (!PyArg_ParseTuple(args, "y*OOp|y*:read", &items, &into, &look, &wait, &table))
         return NULL;
     Batch batch = {.count = items.len / ITEM_BYTES, .items = items.buf};
     if (items.len % ITEM_BYTES || batch.count > MAX_ITEMS)
         PyErr_SetString(PyExc_ValueError, "not a whole number of items, or too many");
     else
-        outcome = run(&batch, into, table.obj == NULL ? NULL : &table, look, flags);
+        outcome = run(&batch, into, table.obj == NULL ? NULL : &table, look, wait);
     if (table.obj != NULL)
         PyBuffer_Release(&table);
     PyBuffer_Release(&items);
