@@ -12,10 +12,15 @@ from typing import Any, TypeAlias
 from hillfire.client import batches, namespace
 from hillfire.client.aio import Client
 from hillfire.client.aio_file import AsyncFile
+from hillfire.client.aio_queue import AsyncQueue
 from hillfire.client.attributes import Entry
+from hillfire.client.batches import Files
 from hillfire.client.filesystem import default_address
+from hillfire.client.memory import Memory
 from hillfire.client.namespace import Path
 from hillfire.client.opening import open_stream
+from hillfire.client.queue import DEFAULT_DEPTH
+from hillfire.client.results import Results
 from hillfire.errors import Error
 from hillfire.proto import meta_pb2
 from hillfire.region import Region
@@ -31,6 +36,7 @@ class AsyncFileSystem:
         self._client = client
         self._core = client.core
         self._run = client.run
+        self._memory = Memory()
 
     def __repr__(self) -> str:
         """Name the cluster."""
@@ -82,22 +88,87 @@ class AsyncFileSystem:
         """Return a region: of so many bytes of hillfire's own memory, or over a buffer.
 
         Own memory is filled by storage nodes on the same host directly; a buffer costs one memcpy.
+        ``region.numpy(...)`` and ``region.torch(...)`` are arrays over it.
         """
-        return Region.allocate(memory) if isinstance(memory, int) else Region.wrap(memory)
+        return self._memory.register(memory)
 
-    async def read_batch(self, reads: IoList, region: Region) -> list[int | Error]:
+    async def read_batch(
+        self, reads: IoList, region: Region, *, deadline_s: float | None = None
+    ) -> list[int | Error]:
         """Read many (file, offset, region offset, length) at once.
 
         Returns a byte count or an error for each, short at a file's end; holes are zeros.
         """
-        return await self._run(batches.read(self._core, reads, region))
+        deadline = self._core.deadline(deadline_s)
+        return await self._run(batches.read(self._core, reads, region, deadline))
 
-    async def write_batch(self, writes: IoList, region: Region) -> list[int | Error]:
+    async def write_batch(
+        self, writes: IoList, region: Region, *, deadline_s: float | None = None
+    ) -> list[int | Error]:
         """Write many (file, offset, region offset, length) at once.
 
         Returns a byte count or an error for each. Lengths are settled by flush, fsync or close.
         """
-        return await self._run(batches.write(self._core, writes, region))
+        deadline = self._core.deadline(deadline_s)
+        return await self._run(batches.write(self._core, writes, region, deadline))
+
+    async def read_many(
+        self,
+        file: Files,
+        offsets: Any,
+        into: Any,
+        *,
+        lengths: Any = None,
+        places: Any = None,
+        which: Any = None,
+        deadline_s: float | None = None,
+    ) -> Results:
+        """Read many ranges at once, given as arrays.
+
+        ``file`` is one open file, or a sequence of them: then ``which[i]`` is the position of the
+        one that I/O ``i`` reads, by default the i-th. ``offsets`` are whole numbers, an array for
+        many, one number for one I/O. ``into`` is where the bytes go: an array or tensor with a row
+        for each I/O (in memory of ``register``: without a copy), or a region, with ``lengths``
+        and, unless they follow one another, ``places`` in it. ``deadline_s`` is how long to go on
+        trying, ``io_timeout_s`` by default.
+
+        Returns a byte count or an error for each: short at a file's end; holes are zeros.
+
+        Raises:
+            Error: INVALID for arguments that do not fit together.
+        """
+        order = batches.order(self._memory, file, offsets, into, lengths, places, which, False)
+        return await self._run(
+            batches.carry_out(self._core, order, self._core.deadline(deadline_s))
+        )
+
+    async def write_many(
+        self,
+        file: Files,
+        offsets: Any,
+        source: Any,
+        *,
+        lengths: Any = None,
+        places: Any = None,
+        which: Any = None,
+        deadline_s: float | None = None,
+    ) -> Results:
+        """Write many ranges at once, given as arrays; see ``read_many``.
+
+        Lengths of files are settled by flush, fsync or close.
+        """
+        order = batches.order(self._memory, file, offsets, source, lengths, places, which, True)
+        return await self._run(
+            batches.carry_out(self._core, order, self._core.deadline(deadline_s))
+        )
+
+    def queue(self, depth: int = DEFAULT_DEPTH) -> AsyncQueue:
+        """Return a queue to submit batches to and to wait for some of them.
+
+        ``async with fs.queue() as queue:`` waits for all at the end. ``depth`` is how many I/Os
+        may be on their way at once; what is submitted beyond it waits for its turn.
+        """
+        return AsyncQueue(self._client, self._memory, depth)
 
     # --- the name space
 

@@ -5,7 +5,7 @@ file object has buffered is written first, so that a batch reads it.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from hillfire.client import reading, writing
 from hillfire.client.actions import Operation
 from hillfire.client.bulk import FEWEST
 from hillfire.client.core import Core
-from hillfire.client.items import Items, longs
+from hillfire.client.items import Items, Longs, longs
+from hillfire.client.memory import Memory
 from hillfire.client.plan import Extent
 from hillfire.client.reading import Entry, Result
+from hillfire.client.results import Results
 from hillfire.client.stream import Stream
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Part
@@ -28,6 +30,85 @@ class Open(Protocol):
     @property
     def stream(self) -> Stream:
         """The open file; ValueError if it is closed."""
+
+
+Files: TypeAlias = Open | Sequence[Open]
+
+
+class Order(NamedTuple):
+    """A batch in the array form: checked and in arrays, but nothing is done yet."""
+
+    streams: Sequence[Stream]
+    which: Longs | None
+    offsets: Longs
+    places: Longs
+    lengths: Longs
+    region: Region
+    writing: bool
+
+    def items(self) -> Items:
+        """Return it as planning takes it, with the files' extents as they are now."""
+        extents = [stream.extent for stream in self.streams]
+        return Items(extents, self.which, self.offsets, self.places, self.lengths, self.region)
+
+
+def order(
+    memory: Memory,
+    file: Files,
+    offsets: Any,
+    target: Any,
+    lengths: Any,
+    places: Any,
+    which: Any,
+    writing: bool,
+) -> Order:
+    """Make an order of what a user passed to ``read_many`` and its like.
+
+    Raises:
+        Error: INVALID for what does not fit together or is not open for this.
+        ValueError: for a closed file.
+    """
+    count = None if np.ndim(offsets) == 0 else len(offsets)
+    number = 1 if count is None else count
+    region, at, long = memory.place(target, count, lengths, places)
+    if isinstance(file, Sequence):
+        files: Sequence[Open] = file
+        if which is None and len(files) != number:
+            text = f"{len(files)} files for {number} I/Os: say which is whose"
+            raise Error(Code.INVALID, text)
+        chosen = np.arange(number) if which is None else longs(which, number, "which")
+        if number and not 0 <= chosen.min() <= chosen.max() < len(files):
+            raise Error(Code.INVALID, f"which names other files than 0 to {len(files) - 1}")
+    else:
+        files, chosen = [file], None
+    streams = [each.stream for each in files]
+    for stream in streams:
+        if not (stream.writable if writing else stream.readable):
+            kind = "writing" if writing else "reading"
+            raise Error(Code.INVALID, f"a file of the batch is not open for {kind}")
+    return Order(streams, chosen, longs(offsets, number, "offsets"), at, long, region, writing)
+
+
+def carry_out(core: Core, order: Order, deadline: float | None = None) -> Operation[Results]:
+    """Do what an order says, after what its files have buffered."""
+    if not len(order.offsets):
+        return Results([])
+    for stream in order.streams:
+        if order.writing or stream.busy:
+            yield from stream.prepare_write()
+    items = order.items()
+    if not order.writing:
+        return Results((yield from reading.read_items(core, items, deadline)))
+    results = yield from writing.write_batch(core, list(items.entries()), deadline)
+    done = Results(results)
+    ends = order.offsets + done.counts
+    for number, stream in enumerate(order.streams):
+        wrote = done.counts > 0
+        if order.which is not None:
+            wrote &= order.which == number
+        if wrote.any():
+            stream.wrote(int(order.offsets[wrote].min()), int(ends[wrote].max()))
+    return done
 
 
 def read(

@@ -14,9 +14,12 @@ from google.protobuf.message import Message
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
 from hillfire.client.bulk import Table
 from hillfire.client.channels import Channels
+from hillfire.client.hedge import RETRY_BURST, RETRY_SHARE, Budget, Hedging
+from hillfire.client.load import Loads
 from hillfire.client.plan import Extent
 from hillfire.client.retry import History, after_call, speaks_of_node
 from hillfire.client.routing import RoutingCache
+from hillfire.client.window import Window
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.layout import Layout
@@ -115,6 +118,11 @@ class Core:
         """Become another client: after a fork."""
         self.client = client
         self.channels = Channels(client)
+        self.loads = Loads()
+        self.hedging = Hedging(self.loads)
+        self.window = Window(self.loads)
+        self.retries = Budget(RETRY_SHARE, RETRY_BURST)
+        """of reads that failed, at once"""
         self._requests = count(1)
         self.hold = set()
         self.handles = {}
@@ -176,9 +184,9 @@ class Core:
         if self.pool is not None:
             self.pool.release(part)
 
-    def deadline(self) -> float:
-        """Return when an operation that begins now gives up."""
-        return self.clock() + self.io_timeout_s
+    def deadline(self, within_s: float | None = None) -> float:
+        """Return when an operation that begins now gives up: ``within_s``, or as configured."""
+        return self.clock() + (self.io_timeout_s if within_s is None else within_s)
 
     # --- routing
 

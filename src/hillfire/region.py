@@ -2,7 +2,8 @@
 
 Wires fill regions and read from them; GPUs will register them. Memory that hillfire allocated is
 a sealed memfd, which a storage node on the same host maps and fills itself; a foreign buffer
-stays where it is and costs one memcpy over shm and tcp.
+stays where it is and costs one memcpy over shm and tcp. To programs a region is an array:
+``region.numpy(...)``, ``region.torch(...)`` and everything that takes DLPack see its memory.
 """
 
 import contextlib
@@ -11,9 +12,15 @@ import itertools
 import mmap
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from hillfire import arrays
 from hillfire.errors import Code, Error
 from hillfire.types import ByteRange
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import DTypeLike, NDArray
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 """What a server insists on: a mapping that shrinks is SIGBUS for whoever reads it."""
@@ -57,6 +64,7 @@ class Region:
         self.fd = fd
         self.size = len(view)
         self.quarantined: list[Quarantine] = []
+        self._address = -1
         self._closing: list[Callable[[int], None]] = []
 
     def __repr__(self) -> str:
@@ -85,15 +93,69 @@ class Region:
 
     @classmethod
     def wrap(cls, buffer: object) -> "Region":
-        """Return a region over a caller's own contiguous buffer.
+        """Return a region over a caller's own contiguous buffer, array or tensor.
 
         Raises:
-            Error: INVALID if it is not a contiguous buffer.
+            Error: INVALID if it is not in one piece, or not memory of the host.
         """
-        try:
-            return cls(memoryview(buffer).cast("B"), -1)  # type: ignore[arg-type]
-        except TypeError as exc:
-            raise Error(Code.INVALID, f"not a contiguous buffer: {exc}") from exc
+        return cls(arrays.buffer_of(buffer), -1)
+
+    # --- as an array
+
+    def __len__(self) -> int:
+        """Return the size in bytes."""
+        return self.size
+
+    @property
+    def address(self) -> int:
+        """Where it begins in this process's memory."""
+        if self._address < 0:
+            self._address = arrays.address_of(self.view)
+        return self._address
+
+    def numpy(
+        self, dtype: "DTypeLike" = "uint8", shape: arrays.Shape = None, offset: int = 0
+    ) -> "NDArray[Any]":
+        """Return a NumPy array over the region's memory from byte ``offset`` on.
+
+        ``shape`` may have one -1; without it the array takes all there is. The memory lives as
+        long as any array over it, but nothing can be read into it once the region is gone.
+
+        Raises:
+            Error: INVALID if it does not fit.
+        """
+        return arrays.as_numpy(self.view, dtype, shape, offset)
+
+    def torch(
+        self, dtype: "torch.dtype | None" = None, shape: arrays.Shape = None, offset: int = 0
+    ) -> "torch.Tensor":
+        """Return a CPU tensor over the region's memory, uint8 by default; see ``numpy``.
+
+        Raises:
+            Error: INVALID if it does not fit, NOT_SUPPORTED without torch.
+        """
+        return arrays.as_torch(self.view, dtype, shape, offset)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> "NDArray[Any]":
+        """Be a uint8 array to ``np.asarray``."""
+        array = self.numpy()
+        if copy or (dtype is not None and array.dtype != dtype):
+            return array.astype(dtype or array.dtype)
+        return array
+
+    def __buffer__(self, flags: int) -> memoryview:
+        """Be a buffer (Python 3.12 and newer; ``view`` is one everywhere)."""
+        return memoryview(self.view)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Hand the memory to another library: ``np.from_dlpack``, ``torch.from_dlpack``."""
+        return self.numpy().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Say that it is memory of the host."""
+        return (1, 0)
+
+    # --- quarantine
 
     def quarantine(
         self, span: ByteRange, landing: bool = True, ended: Callable[[], object] = _nothing

@@ -1,111 +1,128 @@
-"""Regions: bounds, quarantine, and that nothing of them stays. Budget: 1 s."""
+"""Regions as arrays, and where arrays lie. Budget: 5 s."""
 
-import fcntl
-import os
+import gc
+import sys
+from typing import Any
 
+import numpy as np
 import pytest
 
+from hillfire.arrays import rows_of
+from hillfire.client.memory import Memory
 from hillfire.errors import Code, Error
-from hillfire.region import SEALS, Region
-from hillfire.types import ByteRange
+from hillfire.region import Region
 
 
-def code_of(region: Region, offset: int, length: int, landing: bool = True) -> Code:
-    try:
-        region.check(offset, length, landing)
-    except Error as exc:
-        return exc.code
-    return Code.OK
+def test_a_region_is_an_array_over_its_own_memory() -> None:
+    region = Region.allocate(8192)
+    words = region.numpy("<u2", (4, -1), offset=4096)
+    assert words.shape == (4, 512)
+    words[:] = np.arange(4)[:, None]
+    assert bytes(region.view[4096 + 1024 : 4096 + 1026]) == b"\x01\x00"
+    assert region.numpy().shape == (8192,) and len(region) == 8192
+    assert np.shares_memory(np.from_dlpack(region), words)
+    assert np.shares_memory(np.asarray(region), words)
+    assert region.numpy("u1", ()).shape == () and region.numpy("f8", 3).shape == (3,)
+    if sys.version_info >= (3, 12):
+        assert memoryview(region).nbytes == 8192
 
 
-def test_memory_is_sealed_allocated_and_of_the_length_asked_for() -> None:
-    region = Region.allocate(5000)
-    assert fcntl.fcntl(region.fd, fcntl.F_GET_SEALS) & SEALS == SEALS
-    status = os.fstat(region.fd)
-    assert status.st_size == len(region.view) == 5000
-    assert status.st_blocks * 512 >= 5000
-    region.view[:3] = b"abc"
-    assert os.pread(region.fd, 3, 0) == b"abc"
-
-
-def test_foreign_memory_stays_where_it_is() -> None:
-    buffer = bytearray(100)
-    region = Region.wrap(memoryview(buffer)[10:])
-    region.view[:2] = b"xy"
-    assert buffer[10:12] == b"xy"
-    assert region.fd == -1
-
-
-@pytest.mark.parametrize("length", [0, -1])
-def test_no_region_without_memory(length: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "shape", "offset"),
+    [("u1", 8193, 0), ("u4", 2048, 4), ("u1", None, -1), ("u1", (-2, 3), 0), ("u1", 1, 8192)],
+)
+def test_an_array_lies_within_its_region(dtype: str, shape: Any, offset: int) -> None:
     with pytest.raises(Error) as caught:
-        Region.allocate(length)
+        Region.allocate(8192).numpy(dtype, shape, offset)
     assert caught.value.code is Code.INVALID
-    with pytest.raises(Error):
-        Region.wrap("text")
-    with pytest.raises(Error):
-        Region.wrap(memoryview(bytearray(10))[::2])
 
 
-def test_bounds() -> None:
-    region = Region.wrap(bytearray(10))
-    assert code_of(region, 0, 10) is code_of(region, 10, 0) is Code.OK
-    for offset, length in ((-1, 1), (0, -1), (0, 11), (11, 0), (5, 6)):
-        assert code_of(region, offset, length) is Code.INVALID
-
-
-def test_quarantine() -> None:
-    region = Region.wrap(bytearray(100))
-    landing = region.quarantine(ByteRange(10, 10))
-    again = region.quarantine(ByteRange(10, 10))
-    reading = region.quarantine(ByteRange(50, 10), landing=False)
-    assert code_of(region, 0, 10) is code_of(region, 20, 30) is Code.OK
-    assert code_of(region, 19, 1) is code_of(region, 0, 11) is Code.BUSY
-    assert code_of(region, 15, 1, landing=False) is Code.BUSY
-    assert code_of(region, 55, 1) is Code.BUSY
-    assert code_of(region, 55, 1, landing=False) is Code.OK
-    region.release(landing)
-    region.release(landing)
-    assert code_of(region, 15, 1) is Code.BUSY  # two operations: both must have ended
-    region.release(again)
-    region.release(reading)
-    assert code_of(region, 0, 100) is Code.OK
-
-
-def test_a_quarantine_is_asked_before_anyone_is_refused() -> None:
-    region = Region.wrap(bytearray(100))
-    asked = []
-
-    def ended() -> None:
-        asked.append(1)
-        if len(asked) == 2:
-            region.release(held)
-
-    held = region.quarantine(ByteRange(0, 10), ended=ended)
-    assert code_of(region, 20, 10) is Code.OK
-    assert not asked
-    assert code_of(region, 0, 1) is Code.BUSY
-    assert code_of(region, 0, 1) is Code.OK
-
-
-def test_the_end_is_told_once_and_the_descriptor_closed() -> None:
-    told: list[int] = []
+def test_the_memory_outlives_the_region_with_its_arrays() -> None:
     region = Region.allocate(4096)
-    number, fd = region.id, region.fd
-    region.on_close(told.append)
-    part = region.view[:10]
-    region.close()
+    array = region.numpy()
+    array[:] = 7
     region.close()
     del region
-    assert told == [number]
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
-    part[:] = b"still there"[:10]
+    gc.collect()
+    assert array.sum() == 7 * 4096
 
-    region = Region.allocate(4096)
-    number, fd = region.id, region.fd
-    region.on_close(told.append)
+
+def test_torch_sees_the_same_memory() -> None:
+    torch = pytest.importorskip("torch")
+    region = Region.allocate(8192)
+    tensor = region.torch(torch.bfloat16, (2, -1))
+    tensor.fill_(1.0)
+    assert tensor.shape == (2, 2048) and region.numpy("<u2")[5] == 0x3F80
+    assert torch.from_dlpack(region).data_ptr() == region.address
+    with pytest.raises(Error):
+        region.torch(torch.float32, (2049,))
+    with pytest.raises(Error, match="read-only"):
+        Region.wrap(b"abc").torch()
+    memory = Memory()
+    known = memory.register(8192)
+    rows = known.torch(torch.bfloat16, (4, -1))
+    found, places, lengths = memory.place(rows[1:], 3, None, None)
+    assert (
+        found is known and places.tolist() == [2048, 4096, 6144] and lengths.tolist() == [2048] * 3
+    )
+    foreign = torch.zeros(4, 8, dtype=torch.bfloat16)
+    found, places, lengths = memory.place(foreign, 4, None, None)
+    assert found.fd < 0 and found.address == foreign.data_ptr() and lengths.tolist() == [16] * 4
+    with pytest.raises(Error):
+        memory.place(foreign.t(), 8, None, None)
+    with pytest.raises(Error, match="meta"):
+        memory.place(torch.zeros(4, device="meta"), 4, None, None)
+
+
+def test_arrays_are_known_by_their_place() -> None:
+    memory = Memory()
+    region = memory.register(1 << 16)
+    array = region.numpy("u1", (16, 4096))
+    for target, count, places in (
+        (array, 16, [4096 * i for i in range(16)]),
+        (array[2:5], 3, [8192, 12288, 16384]),
+        (array[::4], 4, [0, 16384, 32768, 49152]),
+        (array[:, 100:300], 16, [4096 * i + 100 for i in range(16)]),
+        (array[7], None, [28672]),
+        (array, None, [0]),
+        (region.view[10:20], None, [10]),
+        (array[3].reshape(8, 512), 8, [12288 + 512 * i for i in range(8)]),
+    ):
+        found, where, lengths = memory.place(target, count, None, None)
+        assert found is region and where.tolist() == places
+        assert (lengths * len(lengths)).tolist()[0] == np.asarray(target).nbytes
+    short = memory.place(array, 16, 100, None)[2]
+    assert short.tolist() == [100] * 16
+    assert memory.place(region, 3, [10, 20, 30], None)[1].tolist() == [0, 10, 30]
+    for bad in (
+        (array, 15, None, None),
+        (array[:, ::2], 16, None, None),
+        (array[::-1], 16, None, None),
+        (array[:, :10], None, None, None),
+        (array, 16, 5000, None),
+        (array, 16, None, 0),
+        (region, 3, None, None),
+        (region, 3, [1, 2], None),
+        (np.lib.stride_tricks.as_strided(array, (4, 100), (50, 1)), 4, None, None),
+        ("text", None, None, None),
+    ):
+        with pytest.raises(Error) as caught:
+            memory.place(*bad)
+        assert caught.value.code is Code.INVALID, bad
+
+
+def test_other_memory_is_foreign_and_a_dead_region_forgotten() -> None:
+    memory = Memory()
+    region = memory.register(4096)
+    array = region.numpy()
+    other = np.zeros(100, "u1")
+    assert memory.place(other, None, None, None)[0].fd < 0
+    buffer = bytearray(50)
+    found = memory.place(buffer, None, None, None)[0]
+    assert found.size == 50 and rows_of(buffer).address == found.address
     del region
-    assert told[1:] == [number]
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
+    gc.collect()
+    found = memory.place(array, None, None, None)[0]
+    assert found.fd < 0, "nothing can be read into a region that is gone; its memory is a buffer"
+    registered = memory.register(other)
+    assert memory.place(other[10:20], None, None, None)[0] is registered
