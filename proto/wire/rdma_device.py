@@ -11,6 +11,7 @@ RoCE v2 that address is a GID of the device. ``HILLFIRE_RDMA`` (``off``, or
 needs it, because its GIDs are no IP addresses.
 """
 
+import atexit
 import ctypes
 import ipaddress
 import logging
@@ -240,7 +241,14 @@ def _forked() -> None:
     _devices.clear()
 
 
+def _exiting() -> None:
+    """Leave what is open to the kernel: finalisers would run in any order."""
+    for device in _devices.values():
+        device.abandon()
+
+
 os.register_at_fork(after_in_child=_forked)
+atexit.register(_exiting)
 
 
 def find(address: str, wanted: str = "") -> Device:

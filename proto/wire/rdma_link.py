@@ -8,6 +8,7 @@ pyverbs never frees what ``SGE`` and the work requests allocate unless they are 
 may be closed twice: each link makes a few once, and changes them from post to post.
 """
 
+import atexit
 import os
 import weakref
 from collections import deque
@@ -32,7 +33,7 @@ RECEIVES = 32
 """Messages that a peer may send before we have taken one."""
 SENDS = 16
 """Slots for messages on their way."""
-MESSAGE_BYTES = 8192
+MESSAGE_BYTES = 16 * 1024
 MAX_POSTED = 256
 """Operations in the send queue."""
 SIGNAL_EVERY = 4
@@ -336,9 +337,10 @@ def _meaning(status: int) -> str:
 _links: "weakref.WeakSet[Link]" = weakref.WeakSet()
 
 
-def _forked() -> None:
+def _abandon_all() -> None:
     for link in list(_links):
         link.abandon()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_abandon_all)
+atexit.register(_abandon_all)

@@ -40,6 +40,8 @@ HOLD_BYTES = 1024 * 1024
 STALL_S = 0.02
 """How long a thread that waits for one answer lets a server wait for a grant: what takes the room
 may be an answer that the same thread takes afterwards."""
+SEND_S = 0.02
+"""How long a thread that only sends waits for slots and credit."""
 _NOW = int(socket.MSG_DONTWAIT)
 _TIMEVAL = struct.Struct("ll")
 
@@ -96,6 +98,7 @@ class RdmaStream:
         self._generation = forks.generation
         self._loop: asyncio.AbstractEventLoop | None = None
         self._until = 0.0
+        self._stuck = False
         self._told = False  # whether ``_more`` is set
         self._more = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._events = select.epoll()
@@ -195,7 +198,7 @@ class RdmaStream:
                         self.on_grant(*GRANT.unpack(payload))
                     elif kind != Kind.CREDIT:
                         raise Error(Code.PROTOCOL, f"a message of kind {kind} at this end")
-                    self._again(slot)
+                    self._post_again(slot)
             self._push()
         except Error as exc:
             self._lose(exc)
@@ -203,13 +206,20 @@ class RdmaStream:
         self._tell()
         return found
 
-    def _again(self, slot: int) -> None:
-        """Post a slot's receive again, unless the peer is to be held back."""
+    def _post_again(self, slot: int) -> None:
+        """Post a slot's receive again: the peer gets its credit back."""
+        self._link.receive_again(slot)
+        self._flow.received_again()
+
+    def _consumed(self, slot: int) -> None:
+        """Post the receive of data again, unless the peer is to be held back.
+
+        Never that of other messages: the peer needs credit to let this end send what waits.
+        """
         if self._hold_back and self._flow.waiting_bytes > HOLD_BYTES:
             self._held.append(slot)
         else:
-            self._link.receive_again(slot)
-            self._flow.received_again()
+            self._post_again(slot)
 
     def _push(self) -> None:
         """Hand to the device what it takes now."""
@@ -240,7 +250,7 @@ class RdmaStream:
         if self._held and flow.waiting_bytes <= HOLD_BYTES:
             held, self._held = self._held, []
             for slot in held:
-                self._again(slot)
+                self._post_again(slot)
 
     def _tell(self) -> None:
         """Let the descriptor say whether there is something to receive."""
@@ -325,8 +335,27 @@ class RdmaStream:
             self._flow.queue(buffer if isinstance(buffer, bytes) else bytes(buffer))
             total += len(buffer)
         self._kick()
+        if self._flow.waiting_bytes and self._blocking and self._loop is None:
+            self._wait_to_send()
         self._check()
         return total
+
+    def _wait_to_send(self) -> None:
+        """Give what waits a chance to leave: nobody may receive, and so make progress, for long.
+
+        A server that takes no more is not waited for twice.
+        """
+        deadline = time.monotonic() + SEND_S
+        while self._flow.waiting_bytes and self._cause is None:
+            before = self._flow.waiting_bytes
+            self.progress()
+            if self._flow.waiting_bytes != before:
+                self._stuck = False
+            elif self._stuck or time.monotonic() >= deadline:
+                self._stuck = True
+                return
+            else:
+                self._events.poll(SEND_S / 4, 1)
 
     def _check(self) -> None:
         """Raise as a socket does whose peer is gone."""
@@ -359,7 +388,7 @@ class RdmaStream:
             arrived.popleft()
             if self._cause is None:
                 try:
-                    self._again(slot)
+                    self._consumed(slot)
                 except Error as exc:
                     self._lose(exc)
         if self._cause is None:

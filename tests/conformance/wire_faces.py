@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hillfire.proto.wire.base import Reply, Request
 from hillfire.proto.wire.pick import connect_async, connect_blocking, host_id
 from tests.conformance.wire_child import STATE
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = float(os.environ.get("WIRE_TEST_TIMEOUT_S", "10"))
 
 
 class Server:
