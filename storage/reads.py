@@ -55,7 +55,16 @@ class Reads:
         batch = Batch(incoming.body, into)
         cached = len(into) == 1 or batch.n_bytes() <= INLINE_READ_BYTES
         slow: list[tuple[int, TargetShell]] = []
-        for position in self._read_at_once(batch) if cached else batch.leave_all():
+        left: Sequence[int]
+        if cached:
+            left, cold = self._read_at_once(batch)
+            for position in cold:
+                shell = self._shell_of(batch.item(position).chain)
+                assert shell is not None, "a moment ago it was there"
+                slow.append((position, shell))
+        else:
+            left = batch.leave_all()
+        for position in left:
             chunk, chain, version, offset, flags = batch.item(position)
             shell = self._shell_of(chain)
             if shell is None:
@@ -78,8 +87,8 @@ class Reads:
             return self._read_slowly(batch, slow)
         return _answer(batch)
 
-    def _read_at_once(self, batch: Batch) -> Sequence[int]:
-        """Answer what needs no second look; returns the positions of what is left."""
+    def _read_at_once(self, batch: Batch) -> tuple[Sequence[int], Sequence[int]]:
+        """Answer what needs no second look; returns the positions of what is left, and cold."""
         inside: list[tuple[Direct, int]] = []
 
         def look(chain: int, version: int) -> Code | Target | None:
@@ -97,7 +106,7 @@ class Reads:
             return Target(direct.records, replica.holders, direct.files)
 
         try:
-            return batch.read(look, nowait=True)
+            return batch.read(look, wait=False)
         finally:
             for direct, number in inside:
                 direct.leave(number)
@@ -201,11 +210,11 @@ def _read_thoroughly(
     part = batch.part([position for position, _ in job])
     failed = []
     try:
-        left = part.read(look, nowait=False)
+        left, damaged = part.read(look, wait=True)
     finally:
         for direct, number in inside:
             direct.leave(number)
-    for index in left:
+    for index in (*left, *damaged):
         position, shell = job[index]
         item = part.item(index)
         try:

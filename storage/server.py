@@ -245,6 +245,7 @@ class StorageServer:
             open_store=partial(
                 open_store,
                 direct=config.direct_io,
+                direct_reads=config.direct_reads,
                 durable=config.durability == "always",
                 no_new_chunks_part=config.no_new_chunks_percent / 100,
                 no_writes_part=config.no_writes_percent / 100,

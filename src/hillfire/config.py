@@ -215,6 +215,9 @@ class StorageConfig:
     direct_io: Annotated[
         bool, "Write whole chunks past the page cache (O_DIRECT), where the file system can."
     ] = True
+    direct_reads: Annotated[
+        bool, "Read 256 KiB and more past the page cache, too: for data read once, off fast disks."
+    ] = False
     disks: Annotated[
         tuple[Path, ...],
         "Directories, one on each disk, over which its targets are spread; a disk that fails takes "

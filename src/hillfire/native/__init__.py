@@ -29,7 +29,7 @@ class Read(Protocol):
         table: Buffer = b"",
         /,
     ) -> tuple[bytearray, bytearray, list[int], list[int], int, int]:
-        """Return packed results, packed counts of bytes that were filled, what is left, what is cold.
+        """Return packed results, packed counts of filled bytes, what is left, what is cold.
 
         Then how many nanoseconds went to reading and to summing. With ``table`` the destinations
         are the parts of one buffer that it names (frame.PART).
