@@ -36,6 +36,7 @@ from hillfire.storage.transfers import read_pending, read_whole
 from hillfire.types import ChunkId, TargetId
 
 log = logging.getLogger(__name__)
+_NO_SOURCE = (None, 0)
 _new = tuple.__new__  # half the price of calling a NamedTuple
 
 FORWARD_TIMEOUT_S = 10.0
@@ -484,8 +485,8 @@ def _updates(operations: Sequence[Operation], chain_version: int) -> list[Update
             Update,
             (
                 o.chunk, o.version, o.kind, o.offset, o.length, o.payload.fetch(),  # type: ignore[attr-defined]
-                o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes, o.source,
-                o.source_version,
+                o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes,
+                *(_NO_SOURCE if o.partner is None else (o.source, o.source_version)),
             ),
         )
         for o in operations

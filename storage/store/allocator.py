@@ -18,9 +18,14 @@ from hillfire.storage.store.parts import BlockFiles
 GROW_BYTES = 16 * 1024 * 1024
 """By how much a block file grows at least; a quarter of its size if that is more."""
 GROW_MAX_BYTES = 1024 * 1024 * 1024
-KEEP_BYTES = 64 * 1024 * 1024
+KEEP_BYTES = 512 * 1024 * 1024
 KEEP_PART = 2
-"""Free blocks are kept up to KEEP_BYTES, or such a part of what is used if that is more."""
+"""Free blocks are kept up to KEEP_BYTES, or such a part of what is used if that is more: as much as
+two segments of the log free (options.py), which whoever overwrites whole chunks takes again at
+once. To make holes and fill them took a fifth of such a write's time."""
+CHECK_BYTES = 1024 * 1024
+"""Written between two looks at how full the disk is, if that is little of what must be left."""
+CHECK_PART = 64
 LARGE_BYTES = 1024 * 1024
 """There is room for new chunks while there is for one of this size."""
 TIGHT_PART = 16
@@ -60,6 +65,11 @@ class Allocator:
         self._shared: dict[Block, int] = {}
         """how many users a block has beside the first"""
         self._maps: dict[int, BlockMap] = {}
+        self._often = min(CHECK_BYTES, limits.reserve_bytes // CHECK_PART)
+        self._unseen_bytes = 0
+        self._check_bytes = 0
+        """how many bytes may be written before the disk is asked how full it is"""
+        self._full = False
         self.allocations = 0
         self.tight = False
         """whether free bytes are worth more to the disk than to this store"""
@@ -209,11 +219,20 @@ class Allocator:
         disk = self.files.disk()
         return disk.available_bytes >= n_bytes + self._limits.kept_bytes(disk.total_bytes)
 
-    def nearly_full(self) -> bool:
-        """Tell whether so little is left that only what frees space may still be recorded."""
-        total, available = self.files.disk()
-        self.tight = self._is_tight(total, available)
-        return available < self._limits.last_bytes(total)
+    def nearly_full(self, n_bytes: int) -> bool:
+        """Tell whether so little is left that only what frees space may still be recorded.
+
+        ``n_bytes`` are going to be. The disk is asked now and then, or each time once it is tight:
+        statvfs takes 40 µs.
+        """
+        self._unseen_bytes += n_bytes
+        if self._unseen_bytes > self._check_bytes:
+            total, available = self.files.disk()
+            self.tight = self._is_tight(total, available)
+            self._full = available < self._limits.last_bytes(total)
+            self._unseen_bytes = 0
+            self._check_bytes = 0 if self.tight or self._full else self._often
+        return self._full
 
     def space(self) -> Space:
         """Tell how full the disk is; free blocks do not count as used."""

@@ -92,7 +92,7 @@ class EngineStore(Upkeep, ChunkStore):
         images: list[bytes] = []
         get, pendings, place = self._catalog.get, self._pending, self._placer.place
         shrunk = self._catalog.shrunk
-        full = self._blocks.nearly_full()
+        full = self._blocks.nearly_full(sum([update.length for update in updates]) + 1)
         bytes_written = False
         for update in updates:
             try:
