@@ -2,6 +2,8 @@
 
 import posixpath
 import secrets
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from hillfire.client.file import File
@@ -21,6 +23,10 @@ class HillfireFile(File):
     ``flush`` means what fsspec's does, whose callers flush after each small piece: full buffers are
     on their way at any rate, and what is not full waits for more. ``flush(force=True)``, ``fsync``
     and ``close`` make what was written visible to others.
+
+    Native thread pools (DuckDB's) share one file and call ``seek`` and ``read`` as a pair, in the
+    belief that no other thread gets between the two. So a thread that runs no Python but this seeks
+    for itself alone: its next read begins there, and leaves the file's own position as it is.
     """
 
     def __init__(self, shell: "Shell", stream: Stream, name: str, mode: str) -> None:
@@ -32,6 +38,8 @@ class HillfireFile(File):
         self.durable = False
         """whether ``close`` implies ``fsync``"""
         self._beside = ""
+        self._places: dict[int, int] = {}
+        """where a native thread's next read begins, by its ident"""
 
     @classmethod
     def opened(cls, fs: "Base", path: str, mode: str, autocommit: bool = True) -> "HillfireFile":
@@ -50,6 +58,36 @@ class HillfireFile(File):
         file.durable = fs.durable
         file._beside = name if deferred else ""
         return file
+
+    # --- positions of native threads
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move the position and return it: the file's, or a native thread's own."""
+        if whence == 0 and _has_no_caller() and not self.writable():
+            self._places[threading.get_ident()] = offset
+            return offset
+        return super().seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        place = self._places.get(threading.get_ident()) if self._places else None
+        return super().tell() if place is None else place
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to ``size`` bytes, all that are left by default; short only at the end."""
+        place = self._places.pop(threading.get_ident(), None) if self._places else None
+        if place is None:
+            return super().read(size)
+        left = max(0, self.stream.length - place)
+        return self.read_at(place, left if size is None or size < 0 else size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer as far as the file goes and return the count."""
+        place = self._places.pop(threading.get_ident(), None) if self._places else None
+        if place is None:
+            return super().readinto(buffer)
+        view = memoryview(buffer).cast("B")
+        return int(self._shell.run(self.stream.read_at(place, len(view), view)))
 
     # --- what fsspec adds to a file
 
@@ -142,6 +180,15 @@ class HillfireFile(File):
         if self.writable():
             raise TypeError("a file that is open for writing cannot be pickled")
         return _reopen, (self.fs, self.path, self.mode, self.tell())
+
+
+def _has_no_caller() -> bool:
+    """Tell whether native code called the method that calls this, in a thread without Python."""
+    try:
+        sys._getframe(2)
+    except ValueError:
+        return True
+    return False
 
 
 def _reopen(fs: "Base", path: str, mode: str, position: int) -> HillfireFile:

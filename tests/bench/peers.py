@@ -33,6 +33,15 @@ def _run(*words: str) -> str:
     return done.stdout
 
 
+def first_line(*words: str) -> str:
+    """Return the first line that a command prints: its name and version.
+
+    Raises:
+        OSError: if there is no such command.
+    """
+    return _run(*words).partition("\n")[0]
+
+
 @contextlib.contextmanager
 def namespace(name: str) -> Iterator[list[str]]:
     """Make a network namespace; yields the words that run a command in it. Ends what is in it."""

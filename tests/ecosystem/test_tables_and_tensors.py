@@ -1,0 +1,132 @@
+"""Parquet by PyArrow and DuckDB, safetensors, each by the package itself. Budget: 60 s.
+
+Needs pyarrow, duckdb, safetensors, torch: ``deploy/test ecosystem`` installs them.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+
+from hillfire.client.adapters.fsspec import HillfireFileSystem
+from tests.cluster import LocalCluster
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+ds = pytest.importorskip("pyarrow.dataset")
+duckdb = pytest.importorskip("duckdb")
+
+ROWS = 200_000
+
+
+@pytest.fixture
+def fs(running: LocalCluster) -> HillfireFileSystem:
+    found = fsspec.filesystem("hillfire")
+    assert isinstance(found, HillfireFileSystem)
+    return found
+
+
+@pytest.fixture
+def top(fs: HillfireFileSystem, request: pytest.FixtureRequest) -> Iterator[str]:
+    path = f"/{request.node.name}"
+    yield path
+    fs.rm(path, recursive=True)
+
+
+def table() -> Any:
+    chance = np.random.default_rng(7)
+    return pa.table(
+        {
+            "key": np.arange(ROWS),
+            "shard": (np.arange(ROWS) % 4).astype("int32"),
+            "value": chance.random(ROWS),
+            "text": [f"row {number}" for number in range(ROWS)],
+        }
+    )
+
+
+def test_pyarrow_datasets(fs: HillfireFileSystem, top: str) -> None:
+    whole = table()
+    ds.write_dataset(
+        whole, f"{top}/set", format="parquet", partitioning=["shard"], filesystem=fs,
+        partitioning_flavor="hive", max_rows_per_group=10_000,
+    )  # fmt: skip
+    assert len(fs.glob(f"{top}/set/shard=*/*.parquet")) == 4
+    found = ds.dataset(f"{top}/set", filesystem=fs, partitioning="hive")
+    assert found.count_rows() == ROWS
+    some = found.to_table(columns=["key", "value"], filter=ds.field("key") < 1000)
+    assert some.sort_by("key").column("value").equals(whole.column("value").slice(0, 1000))
+    # by URL, by a file object, by many threads at once
+    pq.write_table(whole, f"fsspec+hillfire://{top}/one.parquet", row_group_size=20_000)
+    assert pq.read_table(f"fsspec+hillfire://{top}/one.parquet").equals(whole)
+    with fs.open(f"{top}/one.parquet") as file:
+        parquet = pq.ParquetFile(file, pre_buffer=True)
+        assert parquet.read_row_group(3).equals(whole.slice(60_000, 20_000))
+
+    def column(name: str) -> Any:
+        return pq.read_table(f"{top}/one.parquet", columns=[name], filesystem=fs)[name]
+
+    with ThreadPoolExecutor(4) as pool:
+        names = whole.column_names * 3
+        for name, read in zip(names, pool.map(column, names), strict=True):
+            assert read.equals(whole[name])
+
+
+def test_pyarrow_reads_without_a_copy_of_its_own(fs: HillfireFileSystem, top: str) -> None:
+    """Arrow takes the memory that storage nodes filled, and it lives as long as Arrow needs it."""
+    whole = pa.table({"value": np.random.default_rng(1).random(500_000)})
+    with fs.open(f"{top}/x.arrow", "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    with fs.open(f"{top}/x.arrow") as file:
+        found = pa.ipc.open_file(file).read_all()
+    assert found.equals(whole)
+
+
+def test_duckdb(fs: HillfireFileSystem, top: str) -> None:
+    pq.write_table(table(), f"{top}/a.parquet", filesystem=fs, row_group_size=20_000)
+    with duckdb.connect() as connection:
+        connection.register_filesystem(fs)
+        source = f"hillfire://{top}/*.parquet"
+        query = f"SELECT shard, count(*), min(key), max(text) FROM '{source}' GROUP BY shard"
+        assert sorted(connection.sql(query).fetchall())[1] == (1, ROWS // 4, 1, "row 99997")
+        connection.sql(
+            f"COPY (SELECT key, value FROM '{source}' WHERE key % 1000 = 0) "
+            f"TO 'hillfire://{top}/out/b.parquet' (FORMAT parquet)"
+        )
+        count = connection.sql(f"SELECT count(*) FROM 'hillfire://{top}/out/b.parquet'")
+        assert count.fetchall() == [(ROWS // 1000,)]
+        with pytest.raises(duckdb.Error):
+            connection.sql(f"SELECT * FROM 'hillfire://{top}/none.parquet'").fetchall()
+    assert pq.read_table(f"{top}/out/b.parquet", filesystem=fs).num_rows == ROWS // 1000
+
+
+def test_pandas(fs: HillfireFileSystem, top: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": range(1000), "b": [f"{number}" for number in range(1000)]})
+    frame.to_parquet(f"hillfire://{top}/new/directory/a.parquet")
+    frame.to_csv(f"hillfire://{top}/a.csv.gz", index=False)
+    assert pandas.read_parquet(f"hillfire://{top}/new/directory/a.parquet").equals(frame)
+    assert len(pandas.read_csv(f"hillfire://{top}/a.csv.gz")) == 1000
+
+
+def test_safetensors(fs: HillfireFileSystem, top: str) -> None:
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors")
+    from safetensors.numpy import load as load_arrays
+    from safetensors.torch import load as load_tensors
+    from safetensors.torch import save
+
+    state = {
+        "weight": torch.arange(1 << 20, dtype=torch.float32).reshape(1024, 1024),
+        "half": torch.arange(4096).to(torch.bfloat16),
+        "empty": torch.empty(0, 8),
+    }
+    fs.pipe(f"{top}/model.safetensors", save(state, metadata={"step": "1000"}))
+    data = fs.cat(f"{top}/model.safetensors")
+    found = load_tensors(data)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    with pytest.raises(safetensors.SafetensorError):
+        load_arrays(data[:-1])
