@@ -115,7 +115,7 @@ def test_prometheus_scrapes_one_endpoint(running: LocalCluster) -> None:
 
 
 def test_bench_io_takes_figures_and_limits_and_leaves_nothing(running: LocalCluster) -> None:
-    words = ("read-4kx16", "read-4k", "write-64kx2-foreign-fsync")
+    words = ("read-4kx16-q3", "read-4k", "write-64kx2-foreign-fsync")
     told = ask(
         running, "bench", "io", "--address", running.address, *words,
         "--seconds", "0.2", "--size", "2 MiB", "--transport", "tcp",

@@ -30,7 +30,8 @@ def test_a_workload_is_taken_apart() -> None:
     found = parse("read-4kx256")
     assert (found.write, found.block, found.batch) == (False, 4096, 256)
     assert not (found.sequential or found.foreign or found.fsync)
-    found = parse("WRITE-1mx8-seq-fsync-foreign")
+    found = parse("WRITE-1mx8-q4-seq-fsync-foreign")
+    assert found.queue == 4
     assert (found.write, found.block, found.batch, found.call_bytes) == (True, MIB, 8, 8 * MIB)
     assert found.sequential and found.foreign and found.fsync
     assert parse("read-512").block == 512
@@ -40,7 +41,7 @@ def test_a_workload_is_taken_apart() -> None:
 @pytest.mark.parametrize(
     "word",
     ["", "read", "erase-4k", "read-4kx", "read-0", "read-4kx0", "read-128m", "read-64mx4096",
-     "read-4k-fsync", "read-4k-fast", "read-4kx5000", "read--4k"],
+     "read-4k-fsync", "read-4k-fast", "read-4kx5000", "read--4k", "read-4k-q9999", "read-64mx8-q4"],
 )  # fmt: skip
 def test_what_is_no_workload_is_an_error_that_teaches(word: str) -> None:
     with pytest.raises(Error) as caught:
@@ -49,10 +50,11 @@ def test_what_is_no_workload_is_an_error_that_teaches(word: str) -> None:
 
 
 def test_offsets_stay_within_the_file() -> None:
-    some = list(itertools.islice(offsets(parse("read-4k"), 10_000, 1), 100))
-    assert set(some) == {0, 4096}
-    in_order = list(itertools.islice(offsets(parse("read-4k-seq"), 4 * 4096, 1), 6))
-    assert in_order == [0, 4096, 8192, 12288, 0, 4096]
+    some = list(itertools.islice(offsets(parse("read-4kx8"), 10_000, 1), 20))
+    assert {int(each) for call in some for each in call} == {0, 4096}
+    assert {len(call) for call in some} == {8}
+    in_order = [c.tolist() for c in itertools.islice(offsets(parse("read-4kx3-seq"), 16384, 1), 2)]
+    assert in_order == [[0, 4096, 8192], [12288, 0, 4096]]
 
 
 def test_a_run_counts_every_call() -> None:
@@ -63,6 +65,8 @@ def test_a_run_counts_every_call() -> None:
         calls += 1
 
     taken = run_for(0.02, call)
+    queued = run_for(0.02, lambda: [5, 7])  # two of several ended
+    assert set(queued.calls_ns) == {5, 7}
     assert len(taken.calls_ns) == calls > 10
     assert len(taken.rates) == 10
     assert all(taken.rates)

@@ -73,16 +73,19 @@ def stage_table(rows: list[dict[str, Any]]) -> Any:
     columns = [stage for stage in metrics.STAGES if stage in seen]
     if not columns:
         return "no stage was timed"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="p50 / p99 of requests, by stage")
-    for place, column in enumerate(("workload", "operation", *columns)):
-        side: Any = "left" if place < 2 else "right"
-        table.add_column(column.replace("_", " "), justify=side)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="requests, by stage")
+    for name in ("workload", "wire", "operation", ""):
+        table.add_column(name, no_wrap=True)
+    for stage in columns:
+        table.add_column(stage.replace("_", " "), justify="right", min_width=7)
     for row in rows:
-        by: dict[str, dict[str, str]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for each in row["stages"]:
-            text = f"{duration(each['p50_s'] * 1e9)} / {duration(each['p99_s'] * 1e9)}"
-            by.setdefault(each["operation"], {})[each["stage"]] = text
-        for operation, found in by.items():
-            name = f"{row['workload']} {row['transport']}"
-            table.add_row(name, operation, *(found.get(stage, "") for stage in columns))
+            found.setdefault(each["operation"], {})[each["stage"]] = each
+        name, wire = row["workload"], row["transport"]
+        for operation, by in found.items():
+            for part, style in (("p50", None), ("p99", "dim")):
+                cells = (duration(by[s][f"{part}_s"] * 1e9) if s in by else "" for s in columns)
+                table.add_row(name, wire, operation, part, *cells, style=style)
+                name = wire = operation = ""
     return table

@@ -62,13 +62,12 @@ class Limits:
         copies = range(self.replicas)
 
         def read() -> None:
-            for part in parts:
-                os.preadv(fd, [part], next(places))
+            for part, place in zip(parts, next(places).tolist(), strict=True):
+                os.preadv(fd, [part], place)
                 crc32c(part)
 
         def write() -> None:
-            for part in parts:
-                place = next(places)
+            for part, place in zip(parts, next(places).tolist(), strict=True):
                 for _ in copies:
                     os.pwrite(fd, part, place)
             if workload.fsync:

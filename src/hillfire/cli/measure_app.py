@@ -150,7 +150,8 @@ def bench_io(
     """Measure reads and writes through the library, beside this machine's limits in the same run.
 
     A workload is [bold]read-BLOCK[/bold] or [bold]write-BLOCK[/bold], and what you add:
-    [bold]x256[/bold]  so many blocks a call · [bold]-seq[/bold]  in order, else anywhere ·
+    [bold]x256[/bold]  so many blocks a call · [bold]-q4[/bold]  so many calls on their way at
+    once, through a queue · [bold]-seq[/bold]  in order, else anywhere ·
     [bold]-foreign[/bold]  memory that is not registered · [bold]-fsync[/bold]  after each call.
     A lone read returns bytes; batches fill registered memory.
 
@@ -165,7 +166,7 @@ def bench_io(
 
     hillfire bench io --fresh --transport shm --transport tcp
 
-    hillfire bench io read-64kx64 write-1mx8-fsync --clients 4 --seconds 10
+    hillfire bench io read-64kx64-q4 write-1mx8-fsync --clients 4 --seconds 10
 
     hillfire bench io read-4kx256 --flame io.svg    (and see where the time goes)
 
