@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from hillfire.errors import Code, Error
 from hillfire.layout import MAX_CHUNK_BYTES
+from hillfire.proto.wire import copies
 from hillfire.proto.wire.base import Answer, Incoming
 from hillfire.proto.wire.chunks import (
     FETCH,
@@ -206,6 +207,8 @@ class _Work:
     def _hand_in(self, shell: TargetShell) -> None:
         number, batch, self._future = shell.requests.open(len(self._items))
         payloads = _payloads(self._span, batch, self._sources)
+        if self._span is not None:
+            copies.MEMORY.value += self._total
         if self._meter is not None:
             self._meter.enter(time.monotonic_ns())
         shell.handle(self._event(number, self._items, payloads))  # type: ignore[arg-type]

@@ -7,10 +7,12 @@ costs more than they do.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 
+from hillfire import metrics
 from hillfire.cluster import Chain, Routing
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_DATA_BYTES, MAX_PARTS, Part, Request
@@ -165,6 +167,11 @@ class TargetShell:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.threads.idle()
 
+    @property
+    def _stages(self) -> metrics.Operation:
+        """Where the time of this target's updates is noted: at the head they are clients'."""
+        return metrics.WRITE if self.position == 0 else metrics.FORWARD
+
     # ------------------------------------------------------------------ the store's effects
 
     def _prepare(self, effect: effects.Prepare) -> None:
@@ -201,11 +208,13 @@ class TargetShell:
         if not self._inline or total > INLINE_BYTES or largest > INLINE_PAYLOAD:
             self.threads.submit(lambda: self._images(operations, chain_version), done)
             return
+        began = time.monotonic_ns()
         try:
             images = self.store.prepare_cached(_updates(operations, chain_version))
         except Exception as exc:
             done(exc)
             return
+        self._stages.disk.observe(time.monotonic_ns() - began)
         if None in images:
             cold = [o for o, image in zip(operations, images, strict=True) if image is None]
             self.threads.submit(lambda: self._images(cold, chain_version), done)
@@ -223,7 +232,9 @@ class TargetShell:
         self, operations: Sequence[Operation], chain_version: int
     ) -> list[tuple[Operation, Image | int]]:
         """Prepare operations in the store; for a thread."""
+        began = time.monotonic_ns()
         images = self.store.prepare(_updates(operations, chain_version))
+        self._stages.disk.observe(time.monotonic_ns() - began)
         return [(o, _coded(image)) for o, image in zip(operations, images, strict=True)]
 
     def _commit(self, effect: effects.Commit) -> None:
@@ -396,7 +407,9 @@ class TargetShell:
         """
         node = self._routing().node_of(target)
         request = Request(FORWARD, FORWARD_ITEMS.pack(items), parts)
+        began = time.monotonic_ns()
         reply = await self._peers.request(node, lane, request, FORWARD_TIMEOUT_S)
+        self._stages.forward.observe(time.monotonic_ns() - began)
         results = WRITE_RESULTS.tuples(reply.body)
         if len(results) != len(operations):
             text = f"{len(results)} answers to {len(operations)} forwards"

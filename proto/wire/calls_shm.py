@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 
+from hillfire.proto.wire import copies
 from hillfire.proto.wire.base import PART, Part, Parts, Request
 from hillfire.proto.wire.calls import Call, Calls
 from hillfire.proto.wire.frame import REGISTER, UNREGISTER, Kind, encode
@@ -70,6 +71,7 @@ class ShmCalls(Calls):
             if position < len(request.sources):
                 region, offset, _ = parts[position]
                 loan.views[position][:] = region.view[offset : offset + length]
+                copies.CLIENT.value += length
         return b"".join(records), (), loan
 
     def _register(self, region: Region, out: Outgoing) -> None:

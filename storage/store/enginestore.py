@@ -6,6 +6,7 @@ engine.py tells the life of an update.
 from collections.abc import Iterable, Iterator, Sequence
 
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import copies
 from hillfire.proto.wire.chunks import Kind
 from hillfire.storage.store.base import ChunkMeta, ChunkStore, Direct, Image, Pending, Space, Update
 from hillfire.storage.store.becoming import committed, left
@@ -117,6 +118,7 @@ class EngineStore(Upkeep, ChunkStore):
         assert len({chunk for chunk, _ in fresh}) == len(fresh), "one update of a chunk at a time"
         if not fresh:
             return answers
+        copies.LOG.value += sum(map(len, images))
         try:
             if self._options.durable and bytes_written:
                 self._blocks.sync()
