@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import copies
 from hillfire.proto.wire import frame as frames
 from hillfire.proto.wire.base import (
     MAX_BODY_BYTES,
@@ -178,6 +179,7 @@ class Calls(abc.ABC):
             if filled > length:
                 raise Error(Code.PROTOCOL, f"{filled} bytes for a destination of {length}")
             region.view[offset : offset + filled] = view[:filled]
+            copies.CLIENT.value += filled
 
     @staticmethod
     def _let_go(call: Call) -> None:
