@@ -14,6 +14,8 @@ import pytest
 
 import hillfire as hf
 from hillfire import metrics
+from hillfire.cli.gather import Gatherer, own
+from hillfire.region import Region
 from tests.cluster import LocalCluster, cluster
 
 
@@ -143,7 +145,8 @@ def test_several_clients_at_once(running: LocalCluster) -> None:
     )  # fmt: skip
     (row,) = told["rows"]
     assert row["calls"] > 0
-    assert row["stages"]
+    stages = {each["stage"]: each["count"] for each in row["stages"]}
+    assert stages["client"] == row["calls"]  # of both
 
 
 def test_a_flame_graph_by_one_command(running: LocalCluster, tmp_path: Path) -> None:
@@ -174,3 +177,42 @@ def test_errors_teach(running: LocalCluster, tmp_path: Path) -> None:
         assert done.returncode == 1, arguments
         assert words in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def copied(running: LocalCluster) -> dict[str, float]:
+    """Return how many bytes were copied in user space so far, by where, in all processes."""
+    with Gatherer(running.address) as gatherer:
+        looks = [*gatherer.look().found.values(), own()]
+    found: dict[str, float] = {}
+    for look in looks:
+        for sample in look.samples:
+            if sample.name == "hillfire_copied_bytes_total":
+                where = dict(sample.labels)["where"]
+                found[where] = found.get(where, 0) + sample.value
+    return found
+
+
+def test_over_shm_a_write_is_copied_once_a_node_that_forwards_and_a_read_never(
+    running: LocalCluster,
+) -> None:
+    mib, small = 1 << 20, 4096
+    region = Region.allocate(8 * mib)
+    region.view[:] = os.urandom(mib) * 8
+    whole = [(at * mib, at * mib, mib) for at in range(8)]
+    pages = [(at * mib + small, at * mib, small) for at in range(8)]
+    with hf.connect(running.address, transport="shm") as fs:
+        fs.write_bytes("/copied", b"")
+        with fs.open("/copied", "r+b") as file:
+
+            def steps(what: Any, ranges: list[tuple[int, int, int]]) -> dict[str, float]:
+                before = copied(running)
+                lengths = [length for _, _, length in ranges]
+                assert what([(file, *each) for each in ranges], region) == lengths
+                after = copied(running)
+                return {k: after[k] - before.get(k, 0) for k in after if after[k] != before.get(k)}
+
+            # Two replicas: the head copies, the tail stores from the head's memory.
+            assert steps(fs.write_batch, whole) == {"memory": 8 * mib}
+            assert steps(fs.read_batch, whole) == {}
+            # A page that the log has stays in memory at both until the next checkpoint.
+            assert steps(fs.write_batch, pages) == {"memory": 8 * small, "log": 2 * 8 * small}
