@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import hillfire
 from hillfire import metrics
 from hillfire.cli.figures import PERCENTILES, plain_times, stages
-from hillfire.cli.gather import Gatherer, Looks, own
+from hillfire.cli.gather import Gatherer, Looks
 from hillfire.cli.limits import Limits
 from hillfire.cli.load import Caller, Taken, client, fill, run_for, warm
 from hillfire.cli.workload import Workload
@@ -131,7 +131,7 @@ def _row(
         **_speed(statistics.median(rates), workload),
         "call": _percentiles(calls),
         "cpu": _cpu(takens, done, len(calls) * workload.batch, workload),
-        "stages": _stages(done, workload),
+        "stages": _stages(takens, done, workload),
     }
     names = ("preadv + CRC32C", "sendfile -> recv_into")
     if workload.write:
@@ -164,9 +164,9 @@ def _take(
     if plan.clients == 1:
         with Caller(workload, fs, path, plan.size, 1) as call:
             warm(call, plan.seconds)
-            before = _look(gatherer)
+            before = gatherer.look()
             taken = run_for(plan.seconds, call)
-            return [taken], _look(gatherer).since(before)
+            return [taken], gatherer.look().since(before)
     context = get_context("spawn")
     with context.Manager() as manager:
         barrier = manager.Barrier(plan.clients + 1)
@@ -191,12 +191,6 @@ def _take(
             return takens, gatherer.look().since(before)
 
 
-def _look(gatherer: Gatherer) -> Looks:
-    """Look at the cluster and at this process."""
-    looks = gatherer.look()
-    return looks._replace(found={**looks.found, "this process": own()})
-
-
 def _speed(calls_per_s: float, workload: Workload) -> dict[str, float]:
     return {
         "items_per_s": calls_per_s * workload.batch,
@@ -215,11 +209,7 @@ def _percentiles(calls_ns: list[int]) -> dict[str, float]:
 def _cpu(takens: list[Taken], done: Looks, items: int, workload: Workload) -> dict[str, Any]:
     """Return the processor time of an item, over all processes and by process."""
     name = "process_cpu_seconds_total"
-    spent = {
-        look.name: metrics.total(look.samples, name)
-        for look in done.found.values()
-        if look.name != "this process"
-    }
+    spent = {look.name: metrics.total(look.samples, name) for look in done.found.values()}
     spent["client"] = sum(taken.cpu_ns for taken in takens) / 1e9
     total_s = sum(spent.values())
     return {
@@ -229,8 +219,9 @@ def _cpu(takens: list[Taken], done: Looks, items: int, workload: Workload) -> di
     }
 
 
-def _stages(done: Looks, workload: Workload) -> list[dict[str, Any]]:
-    samples = [sample for look in done.found.values() for sample in look.samples]
+def _stages(takens: list[Taken], done: Looks, workload: Workload) -> list[dict[str, Any]]:
+    samples = [sample for taken in takens for sample in taken.samples]
+    samples += [sample for look in done.found.values() for sample in look.samples]
     wanted = ("write", "forward") if workload.write else ("read",)
     return [
         {"operation": operation, "stage": stage, **plain_times(times)}

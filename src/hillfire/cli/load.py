@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 import hillfire
+from hillfire import metrics
 from hillfire.cli.workload import Workload
 from hillfire.client.filesystem import FileSystem
 from hillfire.client.results import Results
@@ -38,6 +39,8 @@ class Taken(NamedTuple):
     cpu_ns: int
     """of this process"""
     wall_s: float
+    samples: list[metrics.Sample]
+    """what this process counted and timed meanwhile"""
 
 
 def warm(call: Call, seconds: float = WARM_S) -> None:
@@ -52,6 +55,7 @@ def run_for(seconds: float, call: Call) -> Taken:
     """Call again and again for about so long."""
     clock, slice_ns = time.perf_counter_ns, int(seconds / SLICES * 1e9)
     rates, calls_ns = [], []
+    before_all = metrics.REGISTRY.collect()
     cpu_ns, begun = time.process_time_ns(), clock()
     for _ in range(SLICES):
         started = now = clock()
@@ -67,7 +71,9 @@ def run_for(seconds: float, call: Call) -> Taken:
                 calls_ns += ended
                 count += len(ended)
         rates.append(count / (now - started) * 1e9)
-    return Taken(rates, calls_ns, time.process_time_ns() - cpu_ns, (clock() - begun) / 1e9)
+    cpu_ns, wall_s = time.process_time_ns() - cpu_ns, (clock() - begun) / 1e9
+    samples = metrics.since(metrics.REGISTRY.collect(), before_all)
+    return Taken(rates, calls_ns, cpu_ns, wall_s, samples)
 
 
 def offsets(workload: Workload, size: int, seed: int) -> Iterator[Offsets]:
