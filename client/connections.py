@@ -37,15 +37,16 @@ def manager_endpoint(address: str) -> Endpoint:
 
 
 def allowed(transport: str | None, endpoint: Endpoint) -> str | None:
-    """Return the transport to insist on; a manager known by address only is reached by tcp."""
-    return transport if transport != "shm" or endpoint.shm else None
+    """Return the transport to insist on: a server that does not have it is reached as it can be."""
+    lacking = transport in ("shm", "rdma") and not getattr(endpoint, transport)
+    return None if lacking else transport
 
 
 class Connections:
     """Every connection of one client."""
 
     def __init__(self, transport: str | None) -> None:
-        """``transport``: insist on "shm" or "tcp"."""
+        """``transport``: insist on "shm", "rdma" or "tcp"."""
         self._transport = transport
         self._pools: dict[Endpoint, list[BlockingConnection]] = {}
         self._all: weakref.WeakSet[BlockingConnection] = weakref.WeakSet()

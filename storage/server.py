@@ -17,7 +17,7 @@ from hillfire.proto.membership import Membership
 from hillfire.proto.process import ProcessService
 from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
 from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming
-from hillfire.proto.wire.pick import host_id
+from hillfire.proto.wire.pick import host_id, open_door
 from hillfire.proto.wire.server import WireServer
 from hillfire.storage.dataplane import DataPlane
 from hillfire.storage.disks import Disk, find_place, open_disks
@@ -100,7 +100,10 @@ class StorageServer:
         self._dispatcher.add("Process", ProcessService())
         try:
             self._wire = WireServer(
-                self._handle, tcp=config.listen, shm=str(config.directory / "wire.sock")
+                self._handle,
+                tcp=config.listen,
+                shm=str(config.directory / "wire.sock"),
+                rdma=open_door(config.rdma, config.rdma_listen, config.listen, config.rdma_poll_us),
             )
             await self._wire.start()
             self._grpc = await serve_grpc(self._dispatcher, config.grpc_listen)
@@ -109,7 +112,11 @@ class StorageServer:
                 NodeId(config.node),
                 NodeKind.STORAGE,
                 Endpoint(
-                    self._grpc.address, self._wire.tcp_address, self._wire.shm_path, host_id()
+                    self._grpc.address,
+                    self._wire.tcp_address,
+                    self._wire.shm_path,
+                    host_id(),
+                    self._wire.rdma_address,
                 ),
                 wall_ns(),  # grows with each start
                 cluster,

@@ -7,6 +7,8 @@ import asyncio
 import os
 import socket
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
@@ -16,7 +18,10 @@ from hillfire.proto.wire.blocking import BlockingConnection
 from hillfire.proto.wire.stream import Stream
 from hillfire.proto.wire.tcp import tune
 
-__all__ = ["connect_async", "connect_blocking", "host_id"]
+if TYPE_CHECKING:
+    from hillfire.proto.wire.rdma import Door
+
+__all__ = ["connect_async", "connect_blocking", "host_id", "open_door"]
 
 RETRY_S = 0.01
 """Between tries while a server's UNIX socket has too many connections waiting."""
@@ -64,10 +69,32 @@ def choices(endpoint: Endpoint, transport: str | None) -> list[str]:
     return found
 
 
+DEVICES = Path("/sys/class/infiniband")
+"""Where the kernel lists RDMA devices."""
+
+
 def _has_device() -> bool:
+    if not DEVICES.is_dir():
+        return False
     from hillfire.proto.wire.rdma import available  # only who needs it waits for its import
 
     return available()
+
+
+def open_door(wanted: str, address: str, listen: str, poll_us: int) -> "tuple[str, Door] | None":
+    """Return what ``WireServer`` takes for ``rdma``, by a service's configuration.
+
+    Raises:
+        Error: CONFIGURATION if the device that it names is not there.
+    """
+    if wanted == "off" or (wanted == "auto" and not _has_device()):
+        return None
+    from hillfire.proto.wire.rdma import find_door
+
+    door = find_door("" if wanted == "auto" else wanted, split_address(listen)[0], poll_us)
+    if door is None:
+        return None
+    return address or f"{listen.rpartition(':')[0]}:0", door
 
 
 def _gone(where: str, exc: OSError) -> Error:

@@ -19,8 +19,9 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import MAX_DATA_BYTES, Answer, Handler, Incoming
 from hillfire.proto.wire.calls_rdma import GRANTED, RdmaCalls
 from hillfire.proto.wire.frame import FILLED, PART, Frame
+from hillfire.proto.wire.rdma_device import ENVIRONMENT as DEVICE_ENVIRONMENT
 from hillfire.proto.wire.rdma_device import Buffer as Memory
-from hillfire.proto.wire.rdma_device import Device, available, enums, find
+from hillfire.proto.wire.rdma_device import Device, available, enums, find, has, prefer
 from hillfire.proto.wire.rdma_flow import READY, Kind
 from hillfire.proto.wire.rdma_link import Link
 from hillfire.proto.wire.rdma_offer import (
@@ -36,7 +37,7 @@ from hillfire.proto.wire.rdma_stream import RdmaStream
 from hillfire.proto.wire.rdma_window import Waiter, Window
 from hillfire.proto.wire.stream import Buffer, Opened
 
-__all__ = ["Door", "available", "connect_stream", "connect_stream_async"]
+__all__ = ["Door", "available", "connect_stream", "connect_stream_async", "find_door"]
 
 GRANT_S = 2.0
 """How long a server waits for a reader's grant; then it delivers: the reader may have lost it."""
@@ -312,6 +313,31 @@ class Door:
         stream = RdmaStream(link, peer, sock, poll_us=self._poll_us, hold_back=True)
         stream.attach(loop)
         return stream, RdmaSide(stream, device, self._pulled, self._pushed)
+
+
+def find_door(wanted: str, host: str, poll_us: int) -> Door | None:
+    """Return a server's door, None if no device has the address that it listens on.
+
+    Raises:
+        Error: CONFIGURATION if the device ``wanted`` (``device[:port[:GID index]]``) is not there.
+    """
+    if wanted:
+        numbers = wanted.split(":")[1:]
+        if len(numbers) > 2 or not all(number.isdigit() for number in numbers):
+            text = f'rdma = "{wanted}" is no device: write device, device:port or device:port:index'
+            raise Error(Code.CONFIGURATION, text)
+        if not available() or not has("", wanted):
+            text = f"there is no RDMA device {wanted} here; `rdma link` lists them"
+            raise Error(Code.CONFIGURATION, text)
+        prefer(wanted)
+        return Door(wanted, poll_us)
+    if os.environ.get(DEVICE_ENVIRONMENT):
+        return Door("", poll_us)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return None  # the listener says what is wrong with it
+    return Door("", poll_us) if has(str(found[0][4][0])) else None
 
 
 async def _receive(loop: asyncio.AbstractEventLoop, sock: socket.socket, n_bytes: int) -> bytes:

@@ -40,7 +40,18 @@ try:
 except ImportError:
     enums = None
 
-__all__ = ["Buffer", "Device", "Keys", "Place", "available", "discover_descriptor", "enums", "find"]
+__all__ = [
+    "Buffer",
+    "Device",
+    "Keys",
+    "Place",
+    "available",
+    "discover_descriptor",
+    "enums",
+    "find",
+    "has",
+    "prefer",
+]
 
 log = logging.getLogger(__name__)
 
@@ -254,12 +265,12 @@ atexit.register(_exiting)
 def find(address: str, wanted: str = "") -> Device:
     """Return the open device for a connection whose end here is the IP address ``address``.
 
-    ``wanted``: ``device[:port[:GID index]]``, from the configuration; the environment goes first.
+    ``wanted``: ``device[:port[:GID index]]``; else the environment says, or ``prefer`` did.
 
     Raises:
         Error: NOT_SUPPORTED if there is none.
     """
-    wanted = os.environ.get(ENVIRONMENT, "") or wanted
+    wanted = wanted or os.environ.get(ENVIRONMENT, "") or _preferred
     if wanted == "off":
         raise Error(Code.NOT_SUPPORTED, f"RDMA is off here ({ENVIRONMENT})")
     with _lock:
@@ -270,6 +281,21 @@ def find(address: str, wanted: str = "") -> Device:
                 return device
     text = f"no RDMA device {wanted!r}" if wanted else f"no RDMA device has the address {address}"
     raise Error(Code.NOT_SUPPORTED, text)
+
+
+_preferred = ""
+
+
+def prefer(wanted: str) -> None:
+    """Have this process's own connections go over a device, unless the environment names one."""
+    global _preferred
+    _preferred = wanted
+
+
+def has(address: str, wanted: str = "") -> bool:
+    """Tell whether ``find`` would find a device."""
+    with _lock:
+        return any(_fits(place, address, wanted) for place in _known())
 
 
 _seen: list[Place] = []

@@ -29,11 +29,12 @@ try:
 except ImportError:
     pass  # rdma_device says that there is no device
 
-RECEIVES = 32
-"""Messages that a peer may send before we have taken one."""
-SENDS = 16
+RECEIVES = 64
+"""Messages that a peer may send before we have taken one: a thread that starts more requests than
+this, and finishes none, keeps the others back."""
+SENDS = 32
 """Slots for messages on their way."""
-MESSAGE_BYTES = 16 * 1024
+MESSAGE_BYTES = 8192
 MAX_POSTED = 256
 """Operations in the send queue."""
 SIGNAL_EVERY = 4

@@ -206,6 +206,23 @@ class StorageConfig:
     ]
     listen: Annotated[str, "Address of the wire, host:port. Port 0: any free one."] = "127.0.0.1:0"
     grpc_listen: Annotated[str, "Address of gRPC, host:port. Port 0: any free one."] = "127.0.0.1:0"
+    rdma: Annotated[
+        str,
+        'The RDMA device that data goes over: "auto", the one that has the address in `listen`; '
+        '"off"; or its name, as device[:port[:GID index]] (InfiniBand needs all three). Clients '
+        "without one come over tcp.",
+    ] = "auto"
+    rdma_listen: Annotated[
+        str,
+        "Where connections over RDMA are agreed upon, host:port. Empty: the host of `listen`, any "
+        "free port.",
+    ] = ""
+    rdma_poll_us: Annotated[
+        int,
+        Bounds(0, 1_000_000),
+        "How long to poll for RDMA's next completion before sleeping. 0: sleep at once. More saves "
+        "a wake-up for each request and keeps a core busy meanwhile.",
+    ] = 0
     pool_bytes: Annotated[
         Bytes,
         Bounds(1 << 22, 1 << 40),
