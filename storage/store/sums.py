@@ -185,6 +185,9 @@ class Sums:
             if known[first]:
                 at = first << _GRAIN_PAGES_SHIFT
                 parts.append(pages[at : at + GRAIN_PAGES].tobytes())
+        elif 0 not in parts[1]:
+            stop = first + count << _GRAIN_PAGES_SHIFT
+            parts.append(pages[first << _GRAIN_PAGES_SHIFT : stop].tobytes())
         else:
             for grain in range(first, first + count):
                 if known[grain]:
@@ -227,6 +230,8 @@ def unpack(
     at = 5 * count
     if not any(known) and (old is None or old.fine is None):
         return Sums(grains)
+    if count == total and 0 not in known:
+        return Sums(grains, (array("I", bytes(packed[at : at + 4 * n_pages(length)])), known))
     pages = _zeros(n_pages(length))
     everything = bytearray(total)
     if old is not None and old.fine is not None:
@@ -259,10 +264,11 @@ def check(sums: Sums, length: int) -> bool:
     if len(pages) != n_pages(length) or len(known) != len(sums.grains):
         return False
     for grain, is_known in enumerate(known):
+        if not is_known:
+            continue
         start = grain << _GRAIN_PAGES_SHIFT
         n_bytes = min(grain + 1 << GRAIN_SHIFT, length) - (grain << GRAIN_SHIFT)
-        found = combine_pages(pages[start : start + GRAIN_PAGES], n_bytes)
-        if is_known and found != sums.grains[grain]:
+        if combine_pages(pages[start : start + GRAIN_PAGES], n_bytes) != sums.grains[grain]:
             return False
     return True
 
