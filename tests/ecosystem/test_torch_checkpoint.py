@@ -25,7 +25,6 @@ def run(running: LocalCluster, tmp_path: Path, phase: str, url: str, world: int)
         "HILLFIRE_ADDRESS": running.address,
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(RANKS.parents[2] / "src"),
     }
     ranks = [
         subprocess.Popen(
