@@ -24,13 +24,12 @@ LOOK_S = 0.05
 class Lane:
     """A connection, and the calls under way on it by their tickets."""
 
-    __slots__ = ("calls", "cause", "connection", "endpoint", "fd")
+    __slots__ = ("calls", "cause", "connection", "endpoint")
 
     def __init__(self, endpoint: Endpoint, connection: BlockingConnection) -> None:
         """Nothing is under way yet."""
         self.endpoint = endpoint
         self.connection = connection
-        self.fd = connection.fileno()
         self.calls: dict[int, Flying] = {}
         self.cause: Error | None = None
         """why it takes no more calls"""
@@ -49,33 +48,37 @@ class Handle(NamedTuple):
 class Lanes:
     """One thread's lanes, at most one to a node that takes calls."""
 
+    __slots__ = ("_by_fd", "_failed", "_lanes", "_next_look", "_poll", "_wires")
+
     def __init__(self, wires: Connections) -> None:
         """Take connections from ``wires``."""
         self._wires = wires
-        self._open: dict[Endpoint, Lane] = {}
+        self._lanes: list[Lane] = []
+        self._poll: select.poll | None = None
+        """of all lanes, if it is not out of date"""
         self._by_fd: dict[int, Lane] = {}
-        self._poll = select.poll()
         self._next_look = 0.0
         self._failed: list[Flying] = []
         """calls that ended with their lane while another was sent"""
 
     def __repr__(self) -> str:
         """Tell how much is under way."""
-        calls = sum(len(lane.calls) for lane in self._by_fd.values())
-        return f"<Lanes {calls} calls on {len(self._by_fd)} connections>"
+        calls = sum(len(lane.calls) for lane in self._lanes)
+        return f"<Lanes {calls} calls on {len(self._lanes)} connections>"
 
     def start(self, calls: Sequence[Call], owner: object = None) -> list[Flying]:
         """Send requests; one that cannot be sent has its outcome at once."""
         now = time.monotonic()
+        if not self._lanes:
+            self._next_look = now + LOOK_S
         started = []
         for call in calls:
             flying = Flying(call)
             started.append(flying)
             endpoint, request, timeout_s = call
-            lane = self._open.get(endpoint)
+            lane = None
             try:
-                if lane is None:
-                    lane = self._enter(endpoint)
+                lane = self._lane(endpoint)
                 ticket = lane.connection.start(request, timeout_s)
             except Error as exc:
                 flying.outcome = Outcome(b"", exc, True)
@@ -90,10 +93,13 @@ class Lanes:
         """Return once any of ``flying`` that had no outcome has one, or after ``timeout_s``."""
         waiting = [each for each in flying if each.outcome is None]
         end = time.monotonic() + timeout_s
-        while waiting and all(each.outcome is None for each in waiting):
-            left = end - time.monotonic()
-            self.progress(left)
-            if left <= 0:
+        while waiting:
+            self.progress(timeout_s)
+            for each in waiting:
+                if each.outcome is not None:
+                    return
+            timeout_s = end - time.monotonic()
+            if timeout_s <= 0:
                 return
 
     def progress(self, timeout_s: float) -> list[Flying]:
@@ -102,19 +108,39 @@ class Lanes:
         It may return early with nothing.
         """
         done, self._failed = self._failed, []
-        for lane in list(self._by_fd.values()):  # answers that came in while something was sent
-            if lane.connection.arrived:
+        lanes = self._lanes
+        for lane in lanes if len(lanes) == 1 else lanes.copy():
+            if lane.connection.arrived:  # while something was sent
                 self._take(lane, done)
-        wait_ms = 0 if done else math.ceil(max(0.0, min(timeout_s, LOOK_S)) * 1000)
-        for fd, _ in self._poll.poll(wait_ms):
-            arrived = self._by_fd.get(fd)
-            if arrived is not None:
-                self._take(arrived, done)
+        if not done:
+            wait_ms = math.ceil(max(0.0, min(timeout_s, LOOK_S)) * 1000)
+            if len(lanes) == 1:
+                if lanes[0].connection.readable(wait_ms):
+                    self._take(lanes[0], done)
+            else:
+                self._poll_all(wait_ms, done)
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_S
             self._expire(now, done)
         return done
+
+    def _poll_all(self, wait_ms: int, done: list[Flying]) -> None:
+        if self._poll is None:
+            self._poll = select.poll()
+            # One whose descriptor is gone was ended by another thread: it will say so.
+            self._by_fd = {lane.connection.fileno(): lane for lane in self._lanes}
+            gone = self._by_fd.pop(-1, None)
+            if gone is not None:
+                self._take(gone, done)
+                self._poll = None
+                return
+            for fd in self._by_fd:
+                self._poll.register(fd, select.POLLIN)
+        for fd, _ in self._poll.poll(wait_ms):
+            lane = self._by_fd[fd]
+            if lane in self._lanes:
+                self._take(lane, done)
 
     def abandon(self, flying: Sequence[Flying]) -> None:
         """Want some answers no more."""
@@ -124,33 +150,27 @@ class Lanes:
 
     def close(self) -> None:
         """Abandon everything."""
-        for lane in list(self._by_fd.values()):
+        for lane in self._lanes.copy():
             self.abandon(list(lane.calls.values()))
 
-    def _enter(self, endpoint: Endpoint) -> Lane:
-        """Open a lane.
+    def _lane(self, endpoint: Endpoint) -> Lane:
+        """Return the lane to a node, a new one if there is none that takes calls.
 
         Raises:
-            Error: what connecting raises, or CONNECTION for a connection that has just ended.
+            Error: what connecting raises.
         """
+        for lane in self._lanes:
+            if lane.cause is None and lane.endpoint == endpoint:
+                return lane
         lane = Lane(endpoint, self._wires.take(endpoint))
-        if lane.fd < 0:
-            gone = Error(Code.CONNECTION, "the server is gone")
-            self._wires.drop(endpoint, lane.connection, gone)
-            raise gone
-        stale = self._by_fd.get(lane.fd)  # another thread saw the end of its connection
-        if stale is not None:
-            self._take(stale, self._failed)
-        self._open[endpoint] = self._by_fd[lane.fd] = lane
-        self._poll.register(lane.fd, select.POLLIN)
+        self._lanes.append(lane)
+        self._poll = None
         return lane
 
     def _leave(self, lane: Lane) -> None:
         """Give a lane's connection back, or close it if it is broken."""
-        del self._by_fd[lane.fd]
-        self._poll.unregister(lane.fd)
-        if self._open.get(lane.endpoint) is lane:
-            del self._open[lane.endpoint]
+        self._lanes.remove(lane)
+        self._poll = None
         if lane.cause is None:
             self._wires.give(lane.endpoint, lane.connection)
         else:
@@ -159,7 +179,7 @@ class Lanes:
     def _refused(self, lane: Lane, cause: Error) -> None:
         """Take note that a lane did not take a call."""
         if cause.code in BROKEN:
-            self._shut(lane, cause)
+            lane.cause = lane.cause or cause
         if cause.code in (Code.CONNECTION, Code.PROTOCOL):
             for flying in lane.calls.values():
                 flying.outcome = Outcome(b"", cause, True)
@@ -168,19 +188,13 @@ class Lanes:
         if not lane.calls:
             self._leave(lane)
 
-    def _shut(self, lane: Lane, cause: Error) -> None:
-        """Send nothing more by a lane."""
-        lane.cause = lane.cause or cause
-        if self._open.get(lane.endpoint) is lane:
-            del self._open[lane.endpoint]
-
     def _take(self, lane: Lane, done: list[Flying]) -> None:
         """Take in the answers that have arrived."""
         calls = lane.calls
         try:
             replies = lane.connection.collect()
         except Error as exc:
-            self._shut(lane, exc)
+            lane.cause = exc
             for flying in calls.values():
                 flying.outcome = Outcome(b"", exc, True)
                 done.append(flying)
@@ -201,10 +215,10 @@ class Lanes:
 
     def _expire(self, now: float, done: list[Flying]) -> None:
         """End the calls whose time is up; what served them is not used again."""
-        for lane in list(self._by_fd.values()):
+        for lane in self._lanes.copy():
             for flying in [each for each in lane.calls.values() if each.handle.until <= now]:
                 late = Error(Code.TIMED_OUT, "no answer from the server in time")
-                self._shut(lane, late)
+                lane.cause = lane.cause or late
                 self._give_up(flying, late)
                 done.append(flying)
 

@@ -52,6 +52,7 @@ class BlockingConnection(base.BlockingConnection):
         self._cause: Error | None = None
         self._closed = False  # the socket, that is: nothing can arrive any more
         self._losing = False
+        self._poller: select.poll | None = None
         self.server_pid = 0
         deadline = time.monotonic() + timeout_s
         try:
@@ -67,6 +68,11 @@ class BlockingConnection(base.BlockingConnection):
         """Tell kind, state and how much is outstanding."""
         state = "open" if self._cause is None else self._cause.strerror
         return f"<BlockingConnection {self.kind} {state}, {len(self._calls.pending)} outstanding>"
+
+    @property
+    def usable(self) -> bool:
+        """Whether requests can be sent on it."""
+        return self._cause is None and self._generation == forks.generation
 
     def start(self, request: base.Request, timeout_s: float) -> int:
         """See ``base.BlockingConnection``."""
@@ -115,6 +121,13 @@ class BlockingConnection(base.BlockingConnection):
     def fileno(self) -> int:
         """Return the descriptor that is readable when something may have arrived; -1 at the end."""
         return self._sock.fileno()
+
+    def readable(self, wait_ms: int) -> bool:
+        """Wait a while for something to arrive; tell whether to ``collect``: it may find none."""
+        if self._poller is None:
+            self._poller = select.poll()
+            self._poller.register(self._sock, select.POLLIN)
+        return self._closed or bool(self._poller.poll(wait_ms))
 
     @property
     def arrived(self) -> bool:
