@@ -6,6 +6,7 @@ piece at a time. Below ``FEWEST`` items that is faster in any case.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ FEWEST = 16
 class Table:
     """A routing as arrays: by row, a chain's version and the nodes that are asked, in turn."""
 
-    __slots__ = ("counts", "lines", "replicas", "rows", "turns", "versions")
+    __slots__ = ("_without", "counts", "lines", "replicas", "rows", "turns", "versions")
 
     def __init__(self, lines: Mapping[int, Line]) -> None:
         """Prepare ``lines``, which is replaced and never edited."""
@@ -39,6 +40,7 @@ class Table:
         self.counts = np.zeros(len(lines), np.int64)
         self.versions = np.zeros(len(lines), np.uint32)
         self.turns = np.zeros((len(lines), max(1, width)), np.int32)
+        self._without: tuple[frozenset[int], Table] | None = None
         for row, (chain, line) in enumerate(lines.items()):
             self.rows[chain] = row
             self.versions[row] = line.version
@@ -50,6 +52,21 @@ class Table:
                     self.replicas.append(replica)
                 self.turns[row, turn] = slot
 
+    def without(self, nodes: frozenset[int]) -> "Table":
+        """Return the table in which these nodes are asked only where there is nobody else."""
+        known = self._without
+        if known is not None and known[0] == nodes:
+            return known[1]
+        left_out = np.array([replica.node in nodes for replica in self.replicas], bool)
+        there = np.arange(self.turns.shape[1]) < self.counts[:, None]
+        good = there & ~left_out[self.turns]
+        good[~good.any(1)] = there[~good.any(1)]
+        table = copy(self)
+        table.turns = np.take_along_axis(self.turns, np.argsort(~good, 1, kind="stable"), 1)
+        table.counts = good.sum(1)
+        self._without = nodes, table
+        return table
+
 
 class Bulk(NamedTuple):
     """One request: its items as arrays, its body and its parts as they leave."""
@@ -59,6 +76,15 @@ class Bulk(NamedTuple):
     """positions in the batch"""
     body: bytes
     parts: Parts
+
+    @property
+    def bytes(self) -> int:
+        """How many it asks for."""
+        return int(self.parts.lengths.sum())
+
+    def pieces(self) -> list[Piece]:
+        """Return all of its items as they are asked of another replica."""
+        return [self.piece(at) for at in range(len(self.items))]
 
     def piece(self, at: int) -> Piece:
         """Return one of its items as it is retried by itself."""

@@ -60,6 +60,8 @@ class Hedging:
         """Decide by what ``loads`` knows of the nodes."""
         self.enabled = enabled
         self.budget = Budget(HEDGE_SHARE, HEDGE_BURST)
+        self.direct: set[int] = set()
+        """nodes that write into this process's memory themselves, abandoned or not"""
         self._loads = loads
 
     def delay_s(self, ticket: Ticket, others: Iterable[int]) -> float | None:

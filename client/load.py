@@ -30,6 +30,8 @@ LIKE_PACE = 2.0
 """Paces within this factor of the usual one are all the same."""
 SLOW_PACE = 4.0
 """A node slower than this, against the usual pace, is slow: small reads leave it out."""
+LOST_FACTOR = 4.0
+"""A request that lost to its hedge counts as if it took so many times as long as it was given."""
 MAX_SLOWNESS = 1000.0
 PROBE_S = 0.25
 """A slow node with nothing on its way is asked again after this."""
@@ -149,6 +151,14 @@ class Loads:
             load.pace += (pace - load.pace) * PACE_WEIGHT if load.pace else pace
             self._judge(ticket.node, load)
 
+    def lost(self, ticket: Ticket, now: float) -> None:
+        """Note that another replica answered first: nobody will see how long this one takes."""
+        pace = LOST_FACTOR * (now - ticket.at) / ticket.before
+        load = ticket.load
+        load.pace += (max(pace, load.pace) - load.pace) * PACE_WEIGHT
+        self._judge(ticket.node, load)
+        self.ended(ticket, now, answered=False)
+
     def _find_usual(self) -> None:
         paces = sorted(load.pace for load in list(self.nodes.values()) if load.pace)
         if paces:
@@ -203,6 +213,11 @@ class Loads:
             if least < 0 or expected < least:
                 best, least = replica, expected
         return best
+
+    def left_out(self, now: float) -> frozenset[int]:
+        """Return the nodes that small reads leave out now: the slow ones but for due probes."""
+        slow = self.slow
+        return frozenset(node for node in slow if not self.due(node, now)) if slow else slow
 
     def turns(self, turns: Sequence[Replica], now: float) -> Sequence[Replica]:
         """Return who is asked for small reads: all but slow nodes, or these if there is no other.

@@ -7,7 +7,7 @@ tuple a piece, plain loops.
 
 from collections.abc import Iterable, Mapping, Sequence
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from hillfire.cluster import Endpoint, Routing
 from hillfire.errors import Code, Error
@@ -20,6 +20,9 @@ MAX_BYTES = 4 * 1024 * 1024
 """Of one request, unless a single piece is larger (chunks go up to 64 MiB)."""
 MAX_REQUESTS = 48
 """Outstanding at once for one operation: what is on its way to one reader is bounded."""
+LARGE = 64 * 1024
+"""A read from here on chooses its replica by what is on its way to each; smaller ones take turns,
+for which it would cost more than it brings."""
 SAME_HOST_WEIGHT = 4
 """A replica on the reader's own host takes this many turns for each of another's."""
 
@@ -69,6 +72,25 @@ class Line(NamedTuple):
     """who is asked for reads, in turn"""
 
 
+class Chooser(Protocol):
+    """Who knows how busy the nodes are (``load.Loads``)."""
+
+    slow: frozenset[int]
+
+    def choose(
+        self,
+        turns: Sequence[Replica],
+        n_bytes: int,
+        turn: int,
+        now: float,
+        planned: Mapping[int, int] | None = None,
+    ) -> Replica:
+        """Return the replica that should answer a read of ``n_bytes`` first."""
+
+    def turns(self, turns: Sequence[Replica], now: float) -> Sequence[Replica]:
+        """Return who is asked for small reads."""
+
+
 class Batch:
     """The pieces of one request to one node."""
 
@@ -80,6 +102,10 @@ class Batch:
         self.pieces: list[Piece] = []
         self.records: list[tuple[Any, ...]] = []
         self.bytes = 0
+
+    def tell(self) -> Sequence[Piece]:
+        """Return what it asks for."""
+        return self.pieces
 
 
 def make_lines(routing: Routing, host: str, suspects: Iterable[int] = ()) -> dict[int, Line]:
@@ -174,8 +200,8 @@ class Batcher:
         self._max_items = max_items
         self._max_bytes = max_bytes
 
-    def add(self, replica: Replica, piece: Piece, record: tuple[Any, ...]) -> None:
-        """Put a piece and its packed record's fields into a request to the replica's node."""
+    def add(self, replica: Replica, piece: Piece, record: tuple[Any, ...]) -> Batch:
+        """Put a piece and its record's fields into a request to the replica's node: this one."""
         length = piece[4][2]
         batch = self._open.get(replica.node)
         if batch is None or (
@@ -186,18 +212,25 @@ class Batcher:
         batch.pieces.append(piece)
         batch.records.append(record)
         batch.bytes += length
+        return batch
 
 
 def plan_reads(
-    todo: Sequence[Piece], lines: Mapping[int, Line], turn: int
+    todo: Sequence[Piece],
+    lines: Mapping[int, Line],
+    turn: int,
+    loads: Chooser | None = None,
+    now: float = 0.0,
 ) -> tuple[list[Batch], list[Piece]]:
-    """Spread pieces over the serving replicas, in turn from ``turn`` on.
+    """Spread pieces over the serving replicas: large ones by load, others in turn from ``turn`` on.
 
     Returns the requests and the pieces whose chain has nobody that serves.
     """
     batches: list[Batch] = []
     stranded: list[Piece] = []
     filling: dict[int, Batch] = {}
+    planned: dict[int, int] = {}
+    slow = loads is not None and bool(loads.slow)
     for piece in todo:
         _, chunk, chain, start, part = piece
         line = lines.get(chain)
@@ -206,8 +239,15 @@ def plan_reads(
             continue
         version, _, turns = line
         turn += 1
-        replica = turns[turn % len(turns)]
         length = part[2]
+        if loads is not None and length >= LARGE:
+            replica = loads.choose(turns, length, turn, now, planned)
+            planned[replica[1]] = planned.get(replica[1], 0) + length
+        elif slow and loads is not None:
+            good = loads.turns(turns, now)
+            replica = good[turn % len(good)]
+        else:
+            replica = turns[turn % len(turns)]
         batch = filling.get(replica[1])
         if (
             batch is None

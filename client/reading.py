@@ -1,99 +1,32 @@
 """Chunk reads: a batch of (extent, offset, part) in, one byte count or error for each out.
 
-Rounds: plan what is left to do, send all requests at once, sort the answers. A large batch begins
-as arrays (``bulk.py``); what does not go well at the first try is retried piece by piece like the
-rest. Holes, and bytes past a chunk's end but before the file's, are filled with zeros here. Bytes
-that came over tcp are verified here; over shm the server verified them in place.
+Rounds: plan what is left to do (``plan.py``, ``bulk.py``, over the replicas that ``load.py``
+expects to answer first), have it sent and hedged (``asking.py``), sort the answers
+(``answers.py``). A large batch of small reads begins as arrays; what does not go well at the
+first try is retried piece by piece like the rest.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast
 
-import numpy as np
-from crc32c import crc32c
-
 from hillfire.client import bulk, plan
-from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
+from hillfire.client.actions import Operation
+from hillfire.client.answers import Result as Result
+from hillfire.client.answers import Round, failed, settle, settle_bulk
+from hillfire.client.asking import Ask, Moved, ask, read_call
 from hillfire.client.bulk import Bulk
 from hillfire.client.core import Core
 from hillfire.client.items import Items
 from hillfire.client.plan import Batch, Extent, Piece, Replica
-from hillfire.client.retry import History, Verdict, after_read
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
-from hillfire.proto.wire.base import Part, Request
-from hillfire.proto.wire.chunk_arrays import read_results
-from hillfire.proto.wire.chunks import READ, READ_ITEMS, READ_RESULTS
+from hillfire.proto.wire.base import Part
+from hillfire.proto.wire.chunks import READ_ITEMS
 from hillfire.region import Region
 from hillfire.types import InodeId, chunk_id
 
-ATTEMPT_S = 3.0
-"""Of one request: more than a lease, after which another replica is asked."""
-
 Entry: TypeAlias = tuple[Extent, int, Part]
-Result: TypeAlias = "int | Error"
-
-
-class Round:
-    """One operation's work in progress."""
-
-    __slots__ = (
-        "core",
-        "deadline",
-        "delay_s",
-        "histories",
-        "patient",
-        "refresh",
-        "results",
-        "short",
-        "todo",
-    )
-
-    def __init__(self, core: Core, entries: int, deadline: float) -> None:
-        """Nothing to do yet."""
-        self.core = core
-        self.deadline = deadline
-        self.results: list[Result] = [0] * entries
-        self.histories: dict[Piece, History] = {}
-        self.todo: list[Piece] = []
-        self.short: list[Piece] = []
-        """pieces with bytes that are not stored, of files that may have gone"""
-        self.delay_s = 0.0
-        self.refresh = False
-        self.patient = True
-
-    def follow(self, piece: Piece, verdict: Verdict, error: Error) -> None:
-        """Carry a verdict out: once more in the next round, or the entry has failed."""
-        if verdict.again:
-            self.todo.append(piece)
-            self.delay_s = max(self.delay_s, verdict.delay_s)
-            self.refresh = self.refresh or verdict.refresh
-        else:
-            self.give_up(piece, error)
-
-    def give_up(self, piece: Piece, error: Error) -> None:
-        """Fail the entry that a piece belongs to."""
-        self.fail(piece.item, error)
-
-    def needed(self, piece: Piece) -> bool:
-        """Tell whether a piece is still of use: an entry that has failed needs no others."""
-        return not isinstance(self.results[piece.item], Error)
-
-    def fail(self, item: int, error: Error) -> None:
-        """Remember an entry's first error."""
-        if not isinstance(self.results[item], Error):
-            self.results[item] = error
-
-    def between(self) -> Operation[None]:
-        """Refresh and wait as the last round's verdicts want it."""
-        used = self.core.routes.version
-        refresh, delay_s = self.refresh, self.delay_s
-        self.refresh, self.delay_s = False, 0.0
-        if refresh:
-            yield from self.core.refresh(used, 0)
-        if delay_s and not (refresh and self.core.routes.version > used):
-            yield Pause(delay_s)
-        self.todo = [piece for piece in self.todo if self.needed(piece)]
 
 
 def read_batch(
@@ -101,19 +34,21 @@ def read_batch(
     entries: Sequence[Entry],
     deadline: float | None = None,
     patient: bool = True,
+    moved: list[Moved] | None = None,
 ) -> Operation[list[Result]]:
     """Read every entry; those past the file's length come out short.
 
     ``patient``: when a request timed out, wait for the end of its parts' quarantine before they
-    are used again; else fail the entry with BUSY at once. An entry's error is its result and
-    never disturbs the others.
+    are used again; else fail the entry with BUSY at once. ``moved``: take bytes from elsewhere
+    where something may still land in an entry's part (``asking.Moved``). An entry's error is its
+    result and never disturbs the others.
     """
     work = _begin(core, len(entries), deadline, patient)
+    work.moved = moved
     single = _plan_single(core, entries[0]) if len(entries) == 1 else None
     if single is not None:
         work.results[0] = single.bytes
-        outcomes = yield Exchange([_call(core, single, work.deadline)])
-        _settle(work, single, outcomes[0])
+        yield from ask(core, (_ask(work, single),), work.deadline, moved)
         if work.todo or work.short:
             yield from work.between()
             yield from _finish(work)
@@ -129,18 +64,18 @@ def read_items(
     """Read a batch that is given as arrays, as ``read_batch`` does."""
     work = _begin(core, 0, deadline, patient)
     planned = None
-    if len(items) >= bulk.FEWEST:
-        planned = bulk.plan_reads(items, core.table(), next(core.turn))
+    if len(items) >= bulk.FEWEST and items.lengths.mean() < plan.LARGE:
+        left_out = core.loads.left_out(core.clock())
+        table = core.table()
+        planned = bulk.plan_reads(
+            items, table.without(left_out) if left_out else table, next(core.turn)
+        )
     if planned is None:
         return (yield from read_batch(core, list(items.entries()), work.deadline, patient))
     requests, counts = planned
     work.results = counts.tolist()
-    for first in range(0, len(requests), plan.MAX_REQUESTS):
-        wave = requests[first : first + plan.MAX_REQUESTS]
-        calls = [_request(core, each.node, each.body, each.parts, work.deadline) for each in wave]
-        outcomes = yield Exchange(calls)
-        for request, outcome in zip(wave, outcomes, strict=True):
-            _settle_bulk(work, request, outcome)
+    asks = [_ask_bulk(work, each) for each in requests]
+    yield from ask(core, asks, work.deadline)
     if work.todo or work.short:
         yield from work.between()
         yield from _finish(work)
@@ -163,12 +98,10 @@ def _finish(work: Round) -> Operation[None]:
         batches, stranded = _plan(core, work, todo)
         for piece in stranded:
             error = Error(Code.UNAVAILABLE, f"chain {piece.chain} has no serving target")
-            _failed(work, piece, error, -1)
-        for first in range(0, len(batches), plan.MAX_REQUESTS):
-            wave = batches[first : first + plan.MAX_REQUESTS]
-            outcomes = yield Exchange([_call(core, batch, work.deadline) for batch in wave])
-            for batch, outcome in zip(wave, outcomes, strict=True):
-                _settle(work, batch, outcome)
+            failed(work, piece, error, -1)
+        if batches:
+            asks = [_ask(work, batch) for batch in batches]
+            yield from ask(core, asks, work.deadline, work.moved)
         if work.todo:
             yield from work.between()
     if work.short:
@@ -223,7 +156,14 @@ def _plan_single(core: Core, entry: Entry) -> Batch | None:
     if line is None or not line.turns:
         return None
     chunk = chunk_id(InodeId(inode), index)
-    batch = Batch(line.turns[next(core.turn) % len(line.turns)])
+    turns: Sequence[Replica] = line.turns
+    turn, loads = next(core.turn), core.loads
+    if length >= plan.LARGE:
+        batch = Batch(loads.choose(turns, length, turn, core.clock()))
+    else:
+        if loads.slow:
+            turns = loads.turns(turns, core.clock())
+        batch = Batch(turns[turn % len(turns)])
     batch.pieces.append(Piece(0, chunk, chain, start, part))
     batch.records.append((chunk, chain, line.version, start, 0))
     batch.bytes = length
@@ -242,21 +182,43 @@ def fetch_part(
         Error: as for a batch's entry.
     """
     deadline = core.deadline() if deadline is None else deadline
-    part = core.stage(length)
+    part, moved = core.stage(length), list[Moved]()
     try:
-        results = yield from read_batch(core, [(extent, offset, part)], deadline, patient=False)
+        results = yield from read_batch(core, [(extent, offset, part)], deadline, False, moved)
         result = results[0]
         if isinstance(result, Error) and result.code not in (Code.BUSY, Code.TIMED_OUT):
             raise result
+        if not isinstance(result, Error):
+            return gathered(core, part, moved)
     except BaseException:
-        core.unstage(part)
+        _unstage(core, part, moved)
         raise
-    if not isinstance(result, Error):
-        return part
-    core.unstage(part)
+    _unstage(core, part, moved)
     own = Part(Region.wrap(bytearray(length)), 0, length)
     only((yield from read_batch(core, [(extent, offset, own)], deadline)))
     return own
+
+
+def gathered(core: Core, part: Part, moved: list[Moved]) -> Part:
+    """Return staging memory with all of the bytes that were read into ``part`` or moved."""
+    if not moved:
+        return part
+    whole = core.stage(part.length)
+    view, start = whole.region.view, whole.offset
+    view[start : start + part.length] = part.region.view[part.offset : part.offset + part.length]
+    for wanted, found, _ in moved:
+        at = start + wanted.offset - part.offset
+        source = found.region.view[found.offset : found.offset + found.length]
+        view[at : at + found.length] = source
+    _unstage(core, part, moved)
+    return whole
+
+
+def _unstage(core: Core, part: Part, moved: list[Moved]) -> None:
+    core.unstage(part)
+    for staged in {id(each.staged): each.staged for each in moved}.values():
+        core.unstage(staged)
+    moved.clear()
 
 
 def fetch(
@@ -285,7 +247,7 @@ def fetch(
 def _plan(core: Core, work: Round, todo: list[Piece]) -> tuple[list[Batch], list[Piece]]:
     lines, turn = core.routes.lines, next(core.turn)
     if not work.histories:
-        return plan.plan_reads(todo, lines, turn)
+        return plan.plan_reads(todo, lines, turn, core.loads, core.clock())
     batcher, stranded = plan.Batcher(), []
     for piece in todo:
         line, history = lines.get(piece.chain), work.histories.get(piece)
@@ -302,122 +264,28 @@ def _plan(core: Core, work: Round, todo: list[Piece]) -> tuple[list[Batch], list
     return batcher.batches, stranded
 
 
-def _call(core: Core, batch: Batch, deadline: float) -> Call:
+def _ask(work: Round, batch: Batch) -> Ask:
     parts = [piece[4] for piece in batch.pieces]
     body = READ_ITEMS.pack(cast(Any, batch.records))
-    return _request(core, batch.node, body, parts, deadline)
-
-
-def _request(
-    core: Core, node: Replica, body: bytes, parts: Sequence[Part], deadline: float
-) -> Call:
-    timeout_s = max(0.05, min(ATTEMPT_S, deadline - core.clock()))
-    return Call(node.endpoint, Request(READ, body, (), parts), timeout_s)
-
-
-def _settle(work: Round, batch: Batch, outcome: Outcome) -> None:
-    """Sort the answer of one request."""
-    error, pieces, node = outcome.error, batch.pieces, batch.node.node
-    if error is None:
-        try:
-            answers = READ_RESULTS.tuples(outcome.body)
-            if len(answers) != len(pieces):
-                raise Error(Code.PROTOCOL, f"{len(answers)} results for {len(pieces)} reads")
-        except Error as exc:
-            error = exc
-    if error is not None:
-        _request_failed(work, node, pieces, error)
-        return
-    verified = outcome.verified
-    for piece, (code, filled, checksum, _) in zip(pieces, answers, strict=True):
-        if code or filled != piece[4][2] or not verified:
-            _settle_piece(work, piece, node, code, filled, None if verified else checksum)
-
-
-def _settle_bulk(work: Round, request: Bulk, outcome: Outcome) -> None:
-    """Sort the answer of one request of a large batch: look closer at what is not as asked."""
-    error, node, parts = outcome.error, request.node.node, request.parts
-    if error is None:
-        try:
-            answers = read_results(outcome.body, len(parts))
-        except Error as exc:
-            error = exc
-    if error is not None:
-        _request_failed(work, node, [request.piece(at) for at in range(len(parts))], error)
-        return
-    checksums = answers["checksum"]
-    wrong = (answers["code"] != 0) | (answers["filled"] != parts.lengths)
-    if not outcome.verified:
-        view = parts.region.view
-        ends = (parts.offsets + parts.lengths).tolist()
-        found = [
-            crc32c(view[start:end]) for start, end in zip(parts.offsets.tolist(), ends, strict=True)
-        ]
-        wrong |= checksums != np.array(found, np.uint32)
-    if not wrong.any():
-        return
-    for at in np.flatnonzero(wrong).tolist():
-        checksum = None if outcome.verified else int(checksums[at])
-        code, filled = int(answers["code"][at]), int(answers["filled"][at])
-        _settle_piece(work, request.piece(at), node, code, filled, checksum)
-
-
-def _settle_piece(
-    work: Round, piece: Piece, node: int, code: int, filled: int, checksum: int | None
-) -> None:
-    """Sort one answer: verify what has a ``checksum``, fill up what came out short."""
-    region, place, length = piece[4]
-    if code or filled > length:
-        error = error_of(code, piece, node, "read")
-    elif checksum is not None and crc32c(region.view[place : place + filled]) != checksum:
-        error = Error(Code.CHECKSUM, "bytes changed on their way from the storage node")
-    else:
-        if filled < length:
-            region.view[place + filled : place + length] = bytes(length - filled)
-            if work.core.doubts(int.from_bytes(piece.chunk[2:10], "big")):
-                work.short.append(piece)
-        return
-    _failed(work, piece, error, plan.target_on(work.core.routes.lines.get(piece.chain), node))
-
-
-def _request_failed(work: Round, node: int, pieces: Sequence[Piece], error: Error) -> None:
-    """Take note that a whole request failed."""
-    work.core.note_failure(node, error.code)
-    lines = work.core.routes.lines
-    for piece in pieces:
-        _failed(work, piece, error, plan.target_on(lines.get(piece.chain), node))
-
-
-def error_of(code: int, piece: Piece, node: int, what: str) -> Error:
-    """Make the error of one item from the code in its result."""
-    try:
-        known = Code(code) if code else Code.PROTOCOL
-    except ValueError:
-        known = Code.PROTOCOL
-    inode, index = int.from_bytes(piece.chunk[2:10]), int.from_bytes(piece.chunk[12:16])
-    text = (
-        f"{what} of chunk {index} of inode {inode} on chain {piece.chain} at node "
-        f"{node}: {known.name}"
+    return Ask(
+        batch.node[1],
+        read_call(work.core, batch.node, body, parts, work.deadline),
+        batch.bytes,
+        parts[0][0],
+        batch.tell,
+        partial(settle, work, batch),
     )
-    return Error(known, text)
 
 
-def _failed(work: Round, piece: Piece, error: Error, target: int) -> None:
-    core = work.core
-    history = work.histories.get(piece)
-    if history is None:
-        history = work.histories[piece] = History()
-    line = core.routes.lines.get(piece.chain)
-    serving = len(line.serving) if line is not None else 1
-    now = core.clock()
-    if error.code is Code.TIMED_OUT and not work.patient:
-        try:
-            piece.part.region.check(piece.part.offset, piece.part.length)
-        except Error as busy:
-            work.fail(piece.item, busy)
-            return
-    verdict = after_read(history, error.code, str(error), target, serving, now, work.deadline)
-    work.follow(piece, verdict, error)
+def _ask_bulk(work: Round, request: Bulk) -> Ask:
+    return Ask(
+        request.node.node,
+        read_call(work.core, request.node, request.body, request.parts, work.deadline),
+        request.bytes,
+        request.parts.region,
+        request.pieces,
+        partial(settle_bulk, work, request),
+    )
 
 
 def only(results: list[Any]) -> int:

@@ -11,9 +11,10 @@ from crc32c import crc32c
 
 from hillfire.client import plan
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
+from hillfire.client.answers import Result, Round, error_of
 from hillfire.client.core import CALL_TIMEOUT_S, Core
 from hillfire.client.plan import Batch, Extent, Piece
-from hillfire.client.reading import Entry, Result, Round, error_of
+from hillfire.client.reading import Entry
 from hillfire.client.retry import History, after_call, after_write, delay_s
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2, service, storage_pb2
