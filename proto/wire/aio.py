@@ -4,9 +4,11 @@ It waits by the loop's readiness callbacks; a request costs a future and a timer
 """
 
 import asyncio
+import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
@@ -15,9 +17,34 @@ from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.stream import Stream
 from hillfire.proto.wire.transports import calls_for
 
+log = logging.getLogger(__name__)
+
 MAX_LOOKS = 1024
 """Receives in one look for given-up requests."""
 SCRAP_BYTES = 4096
+
+
+class _Waiter:
+    """Who is called with a request's outcome; once."""
+
+    __slots__ = ("done", "timer")
+
+    def __init__(self, done: Callable[[base.Reply | Error], None]) -> None:
+        self.done: Callable[[base.Reply | Error], None] | None = done
+        self.timer: asyncio.TimerHandle | None = None
+
+    def end(self, outcome: base.Reply | Error) -> None:
+        """Hand the outcome over, unless that was done."""
+        done, self.done = self.done, None
+        if self.timer is not None:
+            self.timer.cancel()
+        if done is None:
+            return
+        try:
+            done(outcome)
+        except Exception:
+            # Whoever shares the connection must not suffer from it.
+            log.exception("an answer's receiver failed")
 
 
 class AsyncConnection(base.AsyncConnection):
@@ -49,6 +76,11 @@ class AsyncConnection(base.AsyncConnection):
         state = "open" if self._cause is None else self._cause.strerror
         return f"<AsyncConnection {self.kind} {state}, {len(self._calls.pending)} outstanding>"
 
+    @property
+    def usable(self) -> bool:
+        """Whether requests can be sent on it."""
+        return self._cause is None and self._generation == forks.generation
+
     async def greet(self, timeout_s: float) -> None:
         """Wait for the server's hello.
 
@@ -68,18 +100,48 @@ class AsyncConnection(base.AsyncConnection):
             self.close()
             raise
 
-    async def request(self, request: base.Request, timeout_s: float) -> base.Reply:
-        """See ``base.AsyncConnection``."""
+    def submit(
+        self,
+        request: base.Request,
+        timeout_s: float,
+        done: Callable[[base.Reply | Error], None],
+    ) -> None:
+        """See ``base.AsyncConnection``: ``request`` without its future and its caller's task.
+
+        ``done`` may be called before this returns.
+        """
+        waiter = _Waiter(done)
+        number = self._start(request, timeout_s, waiter)
+        if waiter.done is not None:
+            waiter.timer = self._loop.call_later(timeout_s, self._overdue, number, waiter)
+
+    def _overdue(self, number: int, waiter: _Waiter) -> None:
+        """Give a submitted request up that took too long."""
+        if waiter.done is not None:
+            self._calls.give_up(number, self.drain)
+            waiter.end(Error(Code.TIMED_OUT, "no answer from the server in time"))
+
+    def _start(self, request: base.Request, timeout_s: float, waiter: object) -> int:
+        """Send a request as far as there is room; ``waiter`` is told what comes of it.
+
+        Raises:
+            Error: CONNECTION, and what ``Calls.start`` raises.
+        """
         if self._cause is not None:
             raise self._again()
         if self._generation != forks.generation:
             raise Error(Code.CONNECTION, "made before this process was forked: connect again")
-        calls = self._calls
-        number = calls.start(request, timeout_s, self._out, self._renew)
-        future: asyncio.Future[base.Reply] = self._loop.create_future()
-        calls.pending[number].waiter = future
+        number = self._calls.start(request, timeout_s, self._out, self._renew)
+        self._calls.pending[number].waiter = waiter
         if not self._writing:
             self._flush()
+        return number
+
+    async def request(self, request: base.Request, timeout_s: float) -> base.Reply:
+        """See ``base.AsyncConnection``."""
+        calls = self._calls
+        future: asyncio.Future[base.Reply] = self._loop.create_future()
+        number = self._start(request, timeout_s, future)
         timer = self._loop.call_later(timeout_s, self._expire, number, future)
         try:
             return await future
@@ -135,6 +197,8 @@ class AsyncConnection(base.AsyncConnection):
                 call = self._calls.answered(frame)
                 if call is not None:
                     self._wake(call.waiter, call.reply)
+                    if self._closed:
+                        return False
         except Error as exc:
             self._end(exc)
             return False
@@ -142,7 +206,11 @@ class AsyncConnection(base.AsyncConnection):
 
     @staticmethod
     def _wake(waiter: object, reply: base.Reply | Error | None) -> None:
-        """Hand a reply to the task that waits for it, if it still does."""
+        """Hand a reply to who waits for it, if it still does."""
+        if isinstance(waiter, _Waiter):
+            if reply is not None:
+                waiter.end(reply)
+            return
         if not isinstance(waiter, asyncio.Future) or waiter.done():
             return
         if isinstance(reply, Error):

@@ -21,7 +21,7 @@ from itertools import repeat
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from hillfire.errors import Code
+from hillfire.errors import Code, Error
 from hillfire.region import Region
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class Reply(NamedTuple):
     """What comes back. An error from the server is raised instead, as ``hillfire.errors.Error``."""
 
     body: bytes
+
+
+MIN_VIEWS = 16
+"""Destinations from which on a server looks at them all at once."""
 
 
 class Views(Sequence[memoryview]):
@@ -214,6 +218,16 @@ class AsyncConnection(abc.ABC):
     """The same for an event loop: any number of tasks may have requests outstanding."""
 
     kind: str
+
+    @abc.abstractmethod
+    def submit(
+        self, request: Request, timeout_s: float, done: Callable[[Reply | Error], None]
+    ) -> None:
+        """Send a request and have ``done`` called with what comes of it, on the loop, once.
+
+        Raises:
+            Error: what ``request`` raises before anything is sent; ``done`` is not called then.
+        """
 
     @abc.abstractmethod
     async def request(self, request: Request, timeout_s: float) -> Reply:

@@ -108,6 +108,11 @@ class Connection:
             owner.limits.hello_s, self.end, "no hello"
         )
 
+    @property
+    def kind(self) -> str:
+        """The transport; empty until the client has said hello."""
+        return self._side.kind if self._greeted else ""
+
     def _readable(self) -> None:
         """Receive what is there and serve it."""
         parser = self._parser

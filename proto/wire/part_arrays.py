@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import PART, Parts
 
-MIN_PARTS = 16
-"""Below that a loop in Python is as fast."""
-
 _RECORD = np.dtype([("region", "<u8"), ("offset", "<u8"), ("length", "<u4")])
 assert _RECORD.itemsize == PART.size
 
@@ -64,13 +61,19 @@ def survey(table: memoryview) -> tuple[int, int, int]:
     return region, int((offsets + lengths).max()), total
 
 
-def in_a_row(table: memoryview, start: int) -> bytes:
-    """Return the records of a table as if its parts lay one after another from ``start`` on."""
+def in_a_row(table: memoryview) -> tuple[memoryview, int]:
+    """Return the records of a table as if its parts lay one after another, and their sum."""
     records = np.frombuffer(table, _RECORD).copy()
     ends = records["length"].cumsum(dtype=np.uint64)
     records["region"] = 0
-    records["offset"] = ends - records["length"] + start
-    return records.tobytes()
+    records["offset"] = ends - records["length"]
+    return memoryview(records.tobytes()), int(ends[-1])
+
+
+def all_filled(table: memoryview, filled: bytes) -> bool:
+    """Tell whether every part of a table was filled to its end, by a response's table."""
+    lengths = np.frombuffer(table, _RECORD)["length"]
+    return np.array_equal(lengths, np.frombuffer(filled, "<u4"))
 
 
 def filled_spans(parts: Parts, table: memoryview) -> list[tuple[int, int]]:

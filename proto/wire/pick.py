@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import census
 from hillfire.proto.wire.address import connect_unix, host_id, split_address
 from hillfire.proto.wire.aio import AsyncConnection
 from hillfire.proto.wire.blocking import BlockingConnection
@@ -153,12 +154,16 @@ def connect_blocking(
     for kind in kinds:
         left = max(0.001, deadline - time.monotonic())
         try:
+            stream: socket.socket | Stream
             if kind == "shm":
-                return BlockingConnection(_open_shm(endpoint.shm, left), left)
-            if kind == "rdma":
+                stream = _open_shm(endpoint.shm, left)
+            elif kind == "rdma":
                 stream = _open_rdma(endpoint.rdma, left)
-                return BlockingConnection(stream, max(0.001, deadline - time.monotonic()))
-            return BlockingConnection(_open_tcp(endpoint.tcp, left), left)
+            else:
+                stream = _open_tcp(endpoint.tcp, left)
+            connection = BlockingConnection(stream, max(0.001, deadline - time.monotonic()))
+            census.connected(connection, endpoint.tcp)
+            return connection
         except Error:
             if kind == kinds[-1]:
                 raise
@@ -185,6 +190,7 @@ async def connect_async(
             else:
                 connection = AsyncConnection(await _reach_tcp(endpoint.tcp, left))
             await connection.greet(max(0.001, deadline - time.monotonic()))
+            census.connected(connection, endpoint.tcp)
             return connection
         except Error:
             if kind == kinds[-1]:

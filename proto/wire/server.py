@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import census
 from hillfire.proto.wire.address import bind_unix, split_address
 from hillfire.proto.wire.base import Handler
 from hillfire.proto.wire.connection import Connection
@@ -88,6 +89,10 @@ class WireServer:
         """The UNIX socket's path; empty if there is none."""
         return self._shm or ""
 
+    def kinds(self) -> list[str]:
+        """Return the transport of each connection."""
+        return [connection.kind for connection in list(self._connections) if connection.kind]
+
     async def start(self) -> None:
         """Listen.
 
@@ -109,6 +114,7 @@ class WireServer:
         self._accepting = True
         for listener in self._listeners:
             self.loop.add_reader(listener, self._accept, listener)
+        census.serves(self)
 
     def _listen_tcp(self, address: str) -> str:
         """Listen, and return the address with its real port."""

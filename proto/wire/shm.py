@@ -17,13 +17,11 @@ from collections.abc import Sequence
 from struct import Struct
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import PART, Answer, Views
+from hillfire.proto.wire.base import MIN_VIEWS, PART, Answer, Views
 from hillfire.proto.wire.frame import REGISTER, UNREGISTER, Frame, Kind, pack_filled
 from hillfire.proto.wire.stream import Buffer, Opened
 from hillfire.region import SEALS
 
-MIN_VIEWS = 16
-"""Destinations from which on they are looked at all at once."""
 MAX_DESCRIPTORS = 4
 """Received in one message, or waiting for the REGISTER that they belong to."""
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)

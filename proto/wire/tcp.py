@@ -5,7 +5,7 @@ import socket
 from collections.abc import Sequence
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import MAX_DATA_BYTES, PART, Answer
+from hillfire.proto.wire.base import MAX_DATA_BYTES, MIN_VIEWS, PART, Answer, Views
 from hillfire.proto.wire.frame import Frame, pack_filled
 from hillfire.proto.wire.stream import Buffer, Opened
 
@@ -113,6 +113,8 @@ class TcpSide:
         buffer, self._arriving = self._arriving, None
         if not frame.table:
             return Opened((), (), None, 0)
+        if frame.destinations >= MIN_VIEWS and not frame.sources:
+            return self._open_many(frame)
         lengths, total = self._measure(frame)
         if buffer is None:
             buffer = self._pool.take(total)
@@ -122,6 +124,20 @@ class TcpSide:
             start += length
         kept = buffer, frame.data_bytes
         return Opened(views[: frame.sources], views[frame.sources :], kept, total)
+
+    def _open_many(self, frame: Frame) -> Opened:
+        """Return the destinations of a large batch, one after another in one buffer.
+
+        Raises:
+            Error: TOO_LARGE.
+        """
+        from hillfire.proto.wire import part_arrays
+
+        table, total = part_arrays.in_a_row(frame.table)
+        if total > MAX_DATA_BYTES:
+            raise Error(Code.TOO_LARGE, f"parts of {total} bytes")
+        buffer = self._pool.take(total)
+        return Opened((), Views(buffer, table, total), (buffer, 0), total)
 
     def reply(
         self, kept: Kept, destinations: Sequence[memoryview], answer: Answer
@@ -137,6 +153,11 @@ class TcpSide:
                 raise ValueError("a destination filled that there is not")
             return table, []
         buffer, position = kept  # destinations begin at ``position``, one after another
+        if isinstance(destinations, Views):
+            from hillfire.proto.wire import part_arrays
+
+            if part_arrays.all_filled(destinations.table, table):
+                return table, [buffer[: destinations.n_bytes]]
         data: list[Buffer] = []
         start = stop = position
         for view, filled in zip(destinations, answer.filled, strict=True):

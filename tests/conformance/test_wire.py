@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hillfire import metrics
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import (
@@ -26,6 +28,8 @@ from hillfire.proto.wire.base import (
     Answer,
     Incoming,
     Part,
+    Parts,
+    Reply,
     Request,
 )
 from hillfire.proto.wire.blocking import BlockingConnection
@@ -512,6 +516,103 @@ def test_a_server_that_stops_lets_go_before_it_closes(
         connection.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_submitted_requests_call_back_once(mortal: Server, transport: str) -> None:
+    async def main() -> None:
+        connection = await connect_async(mortal.endpoint, TIMEOUT_S, transport=transport)
+        region = Region.allocate(4096)
+        heard: dict[str, list[Reply | Error]] = {}
+        changed = asyncio.Event()
+
+        def submit(name: str, request: Request, timeout_s: float = TIMEOUT_S) -> None:
+            def done(outcome: Reply | Error) -> None:
+                heard.setdefault(name, []).append(outcome)
+                changed.set()
+                if name == "echo":
+                    raise ValueError("a receiver that fails")
+
+            connection.submit(request, timeout_s, done)
+
+        async def until_heard(name: str) -> Reply | Error:
+            while name not in heard:
+                changed.clear()
+                await asyncio.wait_for(changed.wait(), TIMEOUT_S)
+            return heard[name][0]
+
+        submit("echo", Request(ECHO, b"hello"))
+        submit("fill", Request(FILL, b"z", (), [Part(region, 0, 10)]))
+        submit("fail", Request(FAIL, str(int(Code.NOT_FOUND)).encode()))
+        submit("late", Request(HOLD, b""), SHORT_S)
+        submit("lost", Request(HOLD, b""))
+        found = await until_heard("fill")
+        assert isinstance(found, Reply)
+        assert region.view[:11] == b"z" * 10 + bytes(1)
+        assert await until_heard("echo") == Reply(b"hello")
+        for name, code in (("fail", Code.NOT_FOUND), ("late", Code.TIMED_OUT)):
+            error = await until_heard(name)
+            assert isinstance(error, Error)
+            assert error.code is code
+        with pytest.raises(Error):
+            submit("wrong", Request(FILL, b"z", (), [Part(region, 4096, 1)]))
+        mortal.kill()
+        error = await until_heard("lost")
+        assert isinstance(error, Error)
+        assert error.code is Code.CONNECTION
+        with pytest.raises(Error):
+            submit("after", Request(ECHO, b""))
+        assert {name: len(outcomes) for name, outcomes in heard.items()} == dict.fromkeys(
+            ("echo", "fill", "fail", "late", "lost"), 1
+        )
+        connection.close()
+
+    asyncio.run(main())
+
+
+def test_arrays_of_parts(face: Face, region: Region) -> None:
+    """A large batch as two arrays does what it does as a list, and is refused alike."""
+    count = 300
+    chance = np.random.default_rng(7)
+    places = chance.permutation(count) * 8192
+    lengths = chance.integers(0, 4096, count)
+    parts = Parts(region, places, lengths)
+    region.view[:] = bytes(4 * MIB)
+    face.request(Request(FILL, b"n", (), parts))
+    for place, length in zip(places.tolist(), lengths.tolist(), strict=True):
+        assert region.view[place : place + length] == b"n" * length
+        assert not any(region.view[place + length : place + 8192])
+    face.request(Request(HALF, b"h", (), parts))
+    for place, length in zip(places.tolist(), lengths.tolist(), strict=True):
+        half = length // 2
+        assert region.view[place : place + length] == b"h" * half + b"n" * (length - half)
+    joined = b"".join(bytes(region.view[p : p + n]) for p, n in zip(places, lengths, strict=True))
+    assert face.request(Request(JOIN, b"", parts)).body == joined
+    whole = Parts(region, np.arange(64) * 4096, np.full(64, 4096))
+    face.request(Request(FILL, b"w", (), whole))
+    assert region.view[: 64 * 4096] == b"w" * (64 * 4096)
+    for wrong in ((-1, 5), (0, -1), (4 * MIB - 4, 5), (4 * MIB + 1, 0), (2**62, 2**62)):
+        bad = Parts(region, np.array([0] * 20 + [wrong[0]]), np.array([1] * 20 + [wrong[1]]))
+        assert refusal(face, Request(FILL, b"x", (), bad)).code is Code.INVALID
+    many = Parts(region, np.zeros(MAX_PARTS + 1, np.int64), np.zeros(MAX_PARTS + 1, np.int64))
+    assert refusal(face, Request(FILL, b"x", (), many)).code is Code.TOO_LARGE
+    assert face.request(Request(ECHO, b"still")).body == b"still"
+
+
+def test_connections_are_counted_by_transport(server: Server) -> None:
+    def counted() -> dict[str, float]:
+        found = [s for s in metrics.REGISTRY.collect() if s.name == "hillfire_connections"]
+        here = [s for s in found if s.label("peer") == server.endpoint.tcp]
+        return {s.label("transport"): s.value for s in here}
+
+    assert counted() == {}
+    faces = [FACES[kind](server.endpoint, transport) for transport, kind in BOTH]
+    assert counted() == dict.fromkeys(TRANSPORTS, 2)
+    faces[0].close()
+    assert counted() == {TRANSPORTS[0]: 1, TRANSPORTS[1]: 2}
+    for face in faces:
+        face.end()
+    assert counted() == {}
 
 
 def test_an_address_that_is_taken_is_named(server: Server, tmp_path: Path) -> None:
