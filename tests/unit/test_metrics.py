@@ -141,6 +141,8 @@ def test_prometheus_reads_what_is_told() -> None:
         ),
         Sample("hillfire_bytes_total", Kind.COUNTER, (("operation", "read"),), "Bytes.", 12.0),
         Sample("process_open_fds", Kind.GAUGE, (), "Files.", 7.0),
+        Sample("level", Kind.GAUGE, (("side", "server"),), "Labels may differ.", 1.0),
+        Sample("level", Kind.GAUGE, (("peer", "x"), ("side", "client")), "", 2.0),
     ]
     looks = Looks(0.0, {"storage-1": Look("storage-1", 9, 1.0, samples)}, {"storage-2": "dead"})
     families = {f.name: f for f in text_string_to_metric_families(expose(looks))}
@@ -149,6 +151,8 @@ def test_prometheus_reads_what_is_told() -> None:
         ("storage-2", 0),
     }
     assert families["hillfire_bytes"].type == "counter"
+    levels = {tuple(sorted(s.labels)): s.value for s in families["level"].samples}
+    assert levels == {("process", "side"): 1, ("peer", "process", "side"): 2}
     (fds,) = families["process_open_fds"].samples
     assert fds.value == 7
     assert fds.labels == {"process": "storage-1"}

@@ -18,6 +18,7 @@ from hillfire.cli.limits import Limits
 from hillfire.cli.load import Caller, Taken, client, fill, run_for, warm
 from hillfire.cli.workload import Workload
 from hillfire.client.filesystem import FileSystem
+from hillfire.cluster import NodeKind
 from hillfire.config import format_size
 from hillfire.errors import Code, Error
 
@@ -124,12 +125,13 @@ def _row(
     rates = [sum(slices) for slices in zip(*(taken.rates for taken in takens), strict=True)]
     row: dict[str, Any] = {
         "workload": workload.name,
-        "transport": transport or "auto",
+        "transport": transport or _transports(gatherer, takens),
         "block_bytes": workload.block,
         "batch": workload.batch,
         "calls": len(calls),
         **_speed(statistics.median(rates), workload),
         "call": _percentiles(calls),
+        "copied_per_byte": _copied(takens, done, len(calls) * workload.call_bytes),
         "cpu": _cpu(takens, done, len(calls) * workload.batch, workload),
         "stages": _stages(takens, done, workload),
     }
@@ -217,6 +219,34 @@ def _cpu(takens: list[Taken], done: Looks, items: int, workload: Workload) -> di
         "s_per_gib": total_s / (items * workload.block) * 2**30,
         "by_process_us": {name: seconds / items * 1e6 for name, seconds in spent.items()},
     }
+
+
+def _transports(gatherer: Gatherer, takens: list[Taken]) -> str:
+    """Return by what bytes moved between the clients and the storage nodes."""
+    storage = {
+        node.endpoint.tcp
+        for node in gatherer.routing().nodes.values()
+        if node.kind is NodeKind.STORAGE
+    }
+    used = {
+        sample.label("transport")
+        for taken in takens
+        for sample in taken.samples
+        if sample.name == "hillfire_connections" and sample.label("peer") in storage
+    }
+    return "+".join(sorted(used)) or "auto"
+
+
+def _copied(takens: list[Taken], done: Looks, n_bytes: int) -> dict[str, float]:
+    """Return how often each byte was copied in user space, by where, over all processes."""
+    copied: dict[str, float] = {}
+    looks = [taken.samples for taken in takens]
+    for samples in (*looks, *(look.samples for look in done.found.values())):
+        for sample in samples:
+            if sample.name == "hillfire_copied_bytes_total":
+                where = sample.label("where")
+                copied[where] = copied.get(where, 0.0) + sample.value / n_bytes
+    return copied
 
 
 def _stages(takens: list[Taken], done: Looks, workload: Workload) -> list[dict[str, Any]]:

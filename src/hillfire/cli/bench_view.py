@@ -24,7 +24,9 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = "workload,wire,throughput,items/s,call p50,p99,limit,reached,cpu/item,x limit's"
+    columns = (
+        "workload,wire,throughput,items/s,call p50,p99,limit,reached,cpu/item,x limit's,copied"
+    )
     for place, column in enumerate(columns.split(",")):
         table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
     for row in rows:
@@ -38,7 +40,7 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
             *_limit(row, limits[0] if limits else None),
         )
         for limit in limits[1:]:
-            table.add_row(f"  {limit['what']}", *[""] * 5, *_limit(row, limit))
+            table.add_row(f"  {limit['what']}", *[""] * 5, *_limit(row, limit)[:2])
     return table
 
 
@@ -48,20 +50,22 @@ def legend(rows: list[dict[str, Any]]) -> str:
     if not found:
         return ""
     return (
-        f"limits: {'; '.join(found)}: of the same blocks, by one process of this host; cpu/item: "
-        "of all processes\n"
+        f"limits: {'; '.join(found)}: of the same blocks, by one process of this host\n"
+        "cpu/item: processor time of one block, of all processes; copied: how often each byte was, "
+        "in user space\n"
     )
 
 
 def _limit(row: dict[str, Any], limit: dict[str, Any] | None) -> tuple[str, ...]:
     """Return the columns of a limit, and what an item costs beside it."""
     cpu = duration(row["cpu"]["us_per_item"] * 1e3)
+    copied = f"{sum(row['copied_per_byte'].values()):.2f}"
     if limit is None:
-        return "", "", cpu, ""
+        return "", "", cpu, "", copied
     small = row["block_bytes"] < MIB // 16
     speed = rate(limit["items_per_s"]) + "/s" if small else bandwidth(limit["bytes_per_s"])
     times = digits(limit["cpu_times"]) if limit["cpu_times"] else ""
-    return speed, f"{limit['reached']:.0%}", cpu, times
+    return speed, f"{limit['reached']:.0%}", cpu, times, copied
 
 
 def stage_table(rows: list[dict[str, Any]]) -> Any:

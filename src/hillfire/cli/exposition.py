@@ -10,12 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hillfire import metrics
@@ -85,25 +80,22 @@ class _Looks(Collector):
 
 
 def _families(looks: Iterable[Look]) -> Iterable[Metric]:
+    """Return all metrics by name; samples of one may have different labels."""
     families: dict[str, Metric] = {}
     for look in looks:
         for sample in look.samples:
             labels = {"process": look.name, **dict(sample.labels)}
-            names = list(labels)
-            family: Any = families.get(sample.name)
-            if sample.kind is metrics.Kind.HISTOGRAM:
-                if family is None:
-                    family = HistogramMetricFamily(sample.name, sample.help, labels=names)
-                family.add_metric(
-                    list(labels.values()), list(_bounds(sample.times)), sample.times.total_ns / 1e9
-                )
-            else:
-                if family is None:
-                    counts = sample.kind is metrics.Kind.COUNTER
-                    kind = CounterMetricFamily if counts else GaugeMetricFamily
-                    family = kind(sample.name, sample.help, labels=names)
-                family.add_metric(list(labels.values()), sample.value)
-            families[sample.name] = family
+            name = sample.name.removesuffix("_total")  # which the format adds for counters
+            family = families.get(name)
+            if family is None:
+                family = families[name] = Metric(name, sample.help, sample.kind.name.lower())
+            if sample.kind is not metrics.Kind.HISTOGRAM:
+                family.add_sample(sample.name, labels, sample.value)
+                continue
+            for bound, below in _bounds(sample.times):
+                family.add_sample(f"{name}_bucket", {**labels, "le": bound}, below)
+            family.add_sample(f"{name}_count", labels, sample.times.observed)
+            family.add_sample(f"{name}_sum", labels, sample.times.total_ns / 1e9)
     return families.values()
 
 

@@ -18,6 +18,7 @@ from hillfire.cli.workload import Workload
 from hillfire.client.filesystem import FileSystem
 from hillfire.client.results import Results
 from hillfire.config import MIB
+from hillfire.region import Region
 
 Call: TypeAlias = Callable[[], "list[int] | None"]
 """Does one call; or waits for some of several, and returns how long those took that ended."""
@@ -106,6 +107,7 @@ class Caller:
         """Open the file and take memory."""
         self._workload = workload
         self._fs = fs
+        self._regions: list[Region] = []
         self._rows = [self._memory() for _ in range(workload.queue or 1)]
         self._offsets = offsets(workload, size, seed)
         self._file = fs.open(path, "r+b" if workload.write else "rb")
@@ -133,7 +135,9 @@ class Caller:
         if self._workload.foreign:
             rows: Any = np.empty(shape, np.uint8)
         else:
-            rows = self._fs.register(self._workload.call_bytes).numpy(shape=shape)
+            region = self._fs.register(self._workload.call_bytes)
+            self._regions.append(region)
+            rows = region.numpy(shape=shape)
         rows[:] = np.random.default_rng(0).integers(256, size=shape[1], dtype=np.uint8)
         return rows
 
