@@ -16,6 +16,7 @@ ARGUMENTS = {
     "checkpoint": ["--mib", "16"],
     "data_loader": ["--batches", "10"],
     "batch_io": [],
+    "open_by_url": ["--shards", "4"],
     "async_io": [],
     "watch_a_node_die": ["--seconds", "1.5"],
 }
