@@ -16,5 +16,7 @@ CLIENT = metrics.counter(_NAME, _TEXT, where="client")
 """Buffers that no server can map, through staging memory (shm)."""
 MEMORY = metrics.counter(_NAME, _TEXT, where="memory")
 """Payloads of writes into a storage node's own memory, from where they are forwarded."""
+SCRATCH = metrics.counter(_NAME, _TEXT, where="scratch")
+"""Small reads of pages that are in the log alone, or whose checksums are not known yet."""
 LOG = metrics.counter(_NAME, _TEXT, where="log")
 """Pages of small updates, kept in memory until a checkpoint."""

@@ -8,6 +8,7 @@ nobody else can change. What fails then is damaged.
 import threading
 
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import copies
 from hillfire.storage.store.allocator import Allocator
 from hillfire.storage.store.becoming import committed
 from hillfire.storage.store.catalog import Catalog
@@ -80,6 +81,7 @@ class Reader:
                 text = f"chunk {chunk.hex()}: stored bytes fail their checksum ({exc})"
                 raise Error(Code.CORRUPT, text) from exc
         into[:count] = private[:count]
+        copies.SCRATCH.value += count
         return count, crc, version
 
     def verify(self, chunk: ChunkId, cold: bool) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import copies
 from hillfire.storage.store.allocator import Allocator
 from hillfire.storage.store.checksum import (
     GRAIN_BYTES,
@@ -188,6 +189,7 @@ def _read_scratch(
                      Span(first, last, start, end))  # fmt: skip
     piece = image[offset - start :][: len(into)]
     into[:] = piece
+    copies.SCRATCH.value += len(piece)
     return crc32c(piece)
 
 
