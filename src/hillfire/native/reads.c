@@ -14,6 +14,7 @@
 #include "reads.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +38,8 @@
 #define MAX_ITEMS 65536
 #define TIMED_ONE_IN 16    /* of small reads, so that taking the time costs next to nothing */
 #define PART_BYTES 20      /* region, offset, length: frame.PART */
+#define COLD_ENOUGH 16     /* misses after which an event loop leaves the rest to a thread: a disk
+                              that hangs must not fill its queue and then hold it up */
 #define MIN_CLASS 16
 #define MAX_CLASS 26
 
@@ -393,8 +396,9 @@ static int carry_out(Batch *batch, Plan *plan, uint8_t *edges, int flags, unsign
     return 1;
 }
 
-static void pass(Batch *batch, uint8_t *edges, int flags) {
-    for (Py_ssize_t i = 0; i < batch->n_plans; i++) {
+/* One pass over what is not done yet; one that does not wait ends after `max_cold` misses. */
+static void pass(Batch *batch, uint8_t *edges, int flags, Py_ssize_t max_cold) {
+    for (Py_ssize_t i = 0; i < batch->n_plans && max_cold > 0; i++) {
         Plan *plan = &batch->plans[i];
         if (plan->done || (flags && plan->direct >= 0))
             continue;
@@ -402,6 +406,11 @@ static void pass(Batch *batch, uint8_t *edges, int flags) {
         unsigned sample = left < TIMED_ONE_IN ? (unsigned)left : TIMED_ONE_IN;
         unsigned weight = plan->n > SMALL_BYTES ? 1 : i % TIMED_ONE_IN ? 0 : sample;
         plan->done = carry_out(batch, plan, edges, flags, weight);
+        if (flags && !plan->done) {
+            max_cold--;
+            if (plan->n > STEP_BYTES) /* the kernel was asked for one step only */
+                posix_fadvise(plan->fd, (off_t)plan->at, (off_t)plan->n, POSIX_FADV_WILLNEED);
+        }
     }
 }
 
@@ -409,9 +418,9 @@ static int carry_out_all(Batch *batch, int wait) {
     uint8_t *edges = NULL;
     if (batch->edge_bytes && (edges = malloc(2 * batch->edge_bytes)) == NULL)
         return -1;
-    pass(batch, edges, RWF_NOWAIT);
+    pass(batch, edges, RWF_NOWAIT, wait ? MAX_ITEMS : COLD_ENOUGH);
     if (wait)
-        pass(batch, edges, 0);
+        pass(batch, edges, 0, MAX_ITEMS);
     free(edges);
     return 0;
 }
