@@ -30,6 +30,8 @@ class Round:
     """One operation's work in progress."""
 
     __slots__ = (
+        "bad",
+        "began",
         "core",
         "deadline",
         "delay_s",
@@ -46,6 +48,9 @@ class Round:
     def __init__(self, core: Core, entries: int, deadline: float) -> None:
         """Nothing to do yet."""
         self.core = core
+        self.began = core.clock()
+        self.bad = 0
+        """entries that have failed"""
         self.deadline = deadline
         self.results: list[Result] = [0] * entries
         self.histories: dict[Piece, History] = {}
@@ -83,6 +88,19 @@ class Round:
         """Remember an entry's first error."""
         if not isinstance(self.results[item], Error):
             self.results[item] = error
+            self.bad += 1
+
+    def ended(self, operation: metrics.Operation, n_bytes: int | None = None) -> list[Result]:
+        """Note how long the operation took and how much it moved; returns its results."""
+        results = self.results
+        operation.client.observe(int((self.core.clock() - self.began) * 1e9))
+        operation.items.value += len(results)
+        if n_bytes is None or self.bad:
+            n_bytes = sum(each for each in results if type(each) is int)
+        operation.bytes.value += n_bytes
+        if self.bad:
+            operation.errors.value += self.bad
+        return results
 
     def between(self) -> Operation[None]:
         """Refresh and wait as the last round's verdicts want it.

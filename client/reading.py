@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast
 
+from hillfire import metrics
 from hillfire.client import bulk, plan
 from hillfire.client.actions import Operation
 from hillfire.client.answers import Result as Result
@@ -52,10 +53,10 @@ def read_batch(
         if work.todo or work.short:
             yield from work.between()
             yield from _finish(work)
-        return work.results
+        return work.ended(metrics.READ, single.bytes)
     work.todo = plan.split(entries, work.results, Part, reading=True)
     yield from _finish(work)
-    return work.results
+    return work.ended(metrics.READ)
 
 
 def read_items(
@@ -79,7 +80,7 @@ def read_items(
     if work.todo or work.short:
         yield from work.between()
         yield from _finish(work)
-    return work.results
+    return work.ended(metrics.READ, int(counts.sum()))
 
 
 def _begin(core: Core, entries: int, deadline: float | None, patient: bool) -> Round:

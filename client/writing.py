@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from crc32c import crc32c
 
+from hillfire import metrics
 from hillfire.client import plan
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
 from hillfire.client.answers import Result, Round, error_of
@@ -80,7 +81,7 @@ def write_batch(
     while waiting:
         now_, waiting = plan.without_overlap(waiting)
         yield from _write(work, now_)
-    return results
+    return work.ended(metrics.WRITE)
 
 
 def _write(work: Writing, todo: list[Piece]) -> Operation[None]:

@@ -293,7 +293,7 @@ class Operation:
         self.sync = stage("sync")
         self.items = count("items", "Items of batches: ranges of one chunk each.")
         self.bytes = count("bytes", "Bytes of user data moved.")
-        self.errors = count("errors", "Items that failed, before any retry.")
+        self.errors = count("errors", "Clients: items that failed for good; servers: requests.")
 
 
 READ = Operation(REGISTRY, "read")
