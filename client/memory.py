@@ -69,7 +69,7 @@ class Memory:
     def _find(self, rows: Rows, memory: Any) -> tuple[Region, int]:
         for known in self._regions:
             region = known()
-            if region is None:
+            if region is None or region.closed:
                 continue
             start = region.address
             if start <= rows.address and rows.end <= start + region.size:

@@ -15,6 +15,8 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
+
 import hillfire
 
 SAMPLE = 4096
@@ -37,14 +39,12 @@ def prepare(fs: Any) -> None:
 def work(fs: Any, file: Any, rank: int, batches: int) -> None:
     """Read random samples; the worker of ``rank`` has its own random order."""
     region = fs.register(BATCH * SAMPLE)  # after the fork: memory of this worker alone
-    order = random.Random(rank)
+    samples = region.numpy("<u8", (BATCH, -1))
+    order = np.random.default_rng(rank)
     for _ in range(batches):
-        wanted = [order.randrange(SAMPLES) for _ in range(BATCH)]
-        reads = [(file, number * SAMPLE, i * SAMPLE, SAMPLE) for i, number in enumerate(wanted)]
-        results = fs.read_batch(reads, region)
-        assert results == [SAMPLE] * BATCH, results
-        for i, number in enumerate(wanted):
-            assert struct.unpack_from("<Q", region.view, i * SAMPLE)[0] == number
+        wanted = order.integers(SAMPLES, size=BATCH)
+        fs.read_many(file, wanted * SAMPLE, into=samples).check()
+        assert (samples[:, 0] == wanted).all()
 
 
 def main() -> None:

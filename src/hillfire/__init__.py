@@ -5,20 +5,60 @@
     with fs.open("/dataset/part-0", "rb") as f:
         ...
 
-``connect_async`` gives the same with ``await``. Both are imported lazily, so that importing a
-pure core of the package never drags in a client.
+``connect_async`` gives the same with ``await``. Both, and the names of what they return, are
+imported lazily, so that importing a pure core of the package never drags in a client.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from hillfire.errors import Code, Error
 from hillfire.region import Region
 
 if TYPE_CHECKING:
+    from hillfire.client.aio_file import AsyncFile
     from hillfire.client.aio_filesystem import AsyncFileSystem
+    from hillfire.client.aio_queue import AsyncQueue, AsyncTransfer
+    from hillfire.client.file import File
     from hillfire.client.filesystem import FileSystem
+    from hillfire.client.queue import Queue, Transfer
+    from hillfire.client.results import Results
 
-__all__ = ["Code", "Error", "Region", "connect", "connect_async"]
+__all__ = [
+    "AsyncFile",
+    "AsyncFileSystem",
+    "AsyncQueue",
+    "AsyncTransfer",
+    "Code",
+    "Error",
+    "File",
+    "FileSystem",
+    "Queue",
+    "Region",
+    "Results",
+    "Transfer",
+    "connect",
+    "connect_async",
+]
+
+_LAZY = {
+    "AsyncFile": "aio_file",
+    "AsyncFileSystem": "aio_filesystem",
+    "AsyncQueue": "aio_queue",
+    "AsyncTransfer": "aio_queue",
+    "File": "file",
+    "FileSystem": "filesystem",
+    "Queue": "queue",
+    "Results": "results",
+    "Transfer": "queue",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class of the client when it is first named."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hillfire.client.{_LAZY[name]}"), name)
 
 
 def connect(address: str | None = None, **options: Any) -> "FileSystem":

@@ -33,8 +33,25 @@ class Rows(NamedTuple):
         return self.address + (self.number - 1) * self.stride + self.row_bytes
 
 
-def as_numpy(view: memoryview, dtype: "DTypeLike", shape: Shape, offset: int) -> "NDArray[Any]":
+class _Memory:
+    """What an array over a region stands on: it keeps the memory, and the region itself."""
+
+    def __init__(self, view: memoryview, owner: object) -> None:
+        self._kept = memoryview(view), owner
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (len(view),),
+            "data": (address_of(view), view.readonly),
+        }
+
+
+def as_numpy(
+    view: memoryview, owner: object, dtype: "DTypeLike", shape: Shape, offset: int
+) -> "NDArray[Any]":
     """Return an array over ``view`` from ``offset`` on; without a shape over all of it.
+
+    ``owner`` lives as long as any array over it.
 
     Raises:
         Error: INVALID if it does not fit.
@@ -43,11 +60,12 @@ def as_numpy(view: memoryview, dtype: "DTypeLike", shape: Shape, offset: int) ->
 
     kind = np.dtype(dtype)
     count, dimensions = _fit(len(view), kind.itemsize, shape, offset)
-    return np.frombuffer(view, kind, count, offset).reshape(dimensions)
+    every = np.asarray(_Memory(view, owner))
+    return every[offset : offset + count * kind.itemsize].view(kind).reshape(dimensions)
 
 
 def as_torch(
-    view: memoryview, dtype: "torch.dtype | None", shape: Shape, offset: int
+    view: memoryview, owner: object, dtype: "torch.dtype | None", shape: Shape, offset: int
 ) -> "torch.Tensor":
     """Return a CPU tensor over ``view``, as ``as_numpy``. The default dtype is uint8.
 
@@ -62,9 +80,8 @@ def as_torch(
         raise Error(Code.INVALID, "torch has no read-only tensors: use numpy()")
     kind = dtype if dtype is not None else torch.uint8
     count, dimensions = _fit(len(view), kind.itemsize, shape, offset)
-    if not count:
-        return torch.empty(dimensions, dtype=kind)
-    return torch.frombuffer(view, dtype=kind, count=count, offset=offset).reshape(dimensions)
+    plain = torch.from_numpy(as_numpy(view, owner, "u1", count * kind.itemsize, offset))
+    return plain.view(kind).reshape(dimensions)
 
 
 def _fit(size: int, item_bytes: int, shape: Shape, offset: int) -> tuple[int, tuple[int, ...]]:

@@ -65,6 +65,7 @@ class Region:
         self.size = len(view)
         self.quarantined: list[Quarantine] = []
         self._address = -1
+        self.closed = False
         self._closing: list[Callable[[int], None]] = []
 
     def __repr__(self) -> str:
@@ -118,13 +119,13 @@ class Region:
     ) -> "NDArray[Any]":
         """Return a NumPy array over the region's memory from byte ``offset`` on.
 
-        ``shape`` may have one -1; without it the array takes all there is. The memory lives as
-        long as any array over it, but nothing can be read into it once the region is gone.
+        ``shape`` may have one -1; without it the array takes all there is. The region lives as
+        long as any array over it.
 
         Raises:
             Error: INVALID if it does not fit.
         """
-        return arrays.as_numpy(self.view, dtype, shape, offset)
+        return arrays.as_numpy(self.view, self, dtype, shape, offset)
 
     def torch(
         self, dtype: "torch.dtype | None" = None, shape: arrays.Shape = None, offset: int = 0
@@ -134,7 +135,7 @@ class Region:
         Raises:
             Error: INVALID if it does not fit, NOT_SUPPORTED without torch.
         """
-        return arrays.as_torch(self.view, dtype, shape, offset)
+        return arrays.as_torch(self.view, self, dtype, shape, offset)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> "NDArray[Any]":
         """Be a uint8 array to ``np.asarray``."""
@@ -195,6 +196,7 @@ class Region:
 
     def close(self) -> None:
         """Give the memory back once no view of it is left."""
+        self.closed = True
         calls, self._closing = self._closing, []
         for call in calls:
             call(self.id)

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,20 @@ def test_an_array_lies_within_its_region(dtype: str, shape: Any, offset: int) ->
 
 def test_the_memory_outlives_the_region_with_its_arrays() -> None:
     region = Region.allocate(4096)
-    array = region.numpy()
+    array = region.numpy()[1:]
     array[:] = 7
-    region.close()
+    gone = weakref.ref(region)
     del region
     gc.collect()
-    assert array.sum() == 7 * 4096
+    kept = gone()
+    assert kept is not None, "an array keeps its region: it can still be read into"
+    kept.close()
+    del kept
+    gc.collect()
+    assert array.sum() == 7 * 4095
+    del array
+    gc.collect()
+    assert gone() is None
 
 
 def test_torch_sees_the_same_memory() -> None:
@@ -120,9 +129,18 @@ def test_other_memory_is_foreign_and_a_dead_region_forgotten() -> None:
     buffer = bytearray(50)
     found = memory.place(buffer, None, None, None)[0]
     assert found.size == 50 and rows_of(buffer).address == found.address
-    del region
-    gc.collect()
+    assert memory.place(array, None, None, None)[0] is region
+    region.close()
     found = memory.place(array, None, None, None)[0]
-    assert found.fd < 0, "nothing can be read into a region that is gone; its memory is a buffer"
+    assert found.fd < 0, "nothing is read into a region that has ended; its memory is a buffer"
     registered = memory.register(other)
     assert memory.place(other[10:20], None, None, None)[0] is registered
+
+
+def test_the_names_that_users_annotate_with_are_there() -> None:
+    import hillfire
+
+    for name in hillfire.__all__:
+        assert getattr(hillfire, name).__name__ == name
+    with pytest.raises(AttributeError):
+        hillfire.nothing  # noqa: B018
