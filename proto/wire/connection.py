@@ -290,7 +290,10 @@ class Connection:
             answer = error_answer(Code.TOO_LARGE, f"an answer of {len(answer.body)} bytes")
             table, data = b"", ()
         served_ns = time.monotonic_ns() - job.arrived_ns
-        operation_of(job.method).server.observe(served_ns)
+        operation = operation_of(job.method)
+        operation.server.observe(served_ns)
+        if answer.code:
+            operation.errors.value += 1
         n_bytes = sum(map(len, data)) if data else 0
         head = response(answer.code, job.number, served_ns // 1000, answer.body, table, n_bytes)
         if job.kept is None:
