@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hillfire import connect
 from hillfire.errors import Error
 from hillfire.local import mounts
 from tests.cluster import LocalCluster, cluster
@@ -68,7 +69,15 @@ def test_status_shows_nodes_chains_and_space(running: LocalCluster) -> None:
         assert sorted(target["node"] for target in chain["targets"]) == [101, 102, 103]
         assert {target["state"] for target in chain["targets"]} == {"serving"}
     assert status["space"]["capacity_bytes"] > 0
+    with connect(running.address, transport="shm") as fs:
+        fs.write_bytes("/status-shows-who-is-connected", b"by what")
+        status = json.loads(
+            running.command("status", "--dir", str(running.directory.path), "--json").stdout
+        )
+        clients = [node["connections"]["clients"] for node in status["nodes"]]
+        assert sum(counts.get("shm", 0) for counts in clients[1:]) > 0
     table = running.command("status", "--dir", str(running.directory.path)).stdout
+    assert "storage nodes reach each other by shm" in table
     assert "storage-103" in table
     assert "healthy" in table
 

@@ -40,3 +40,24 @@ def test_eighty_columns_are_enough_wherever_it_is_mounted(
         assert str(4_194_000 + i) in line
     assert text.count("12x") == len(names)
     assert f": {MOUNT}\n" in text, "in one piece, to be copied"
+
+
+def test_transports_are_told_and_what_is_out_of_line_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def told(shm: int, tcp: int, **peers: str) -> dict[str, object]:
+        reached = {peer.replace("_", "-"): {kind: 1} for peer, kind in peers.items()}
+        return {"clients": {"shm": shm, "tcp": tcp}, "peers": reached}
+
+    connections = {
+        101: told(5, 2, storage_102="shm", storage_103="shm", manager="tcp"),
+        102: told(2, 0, storage_101="shm", storage_103="tcp", manager="tcp"),
+    }
+    current = report("127.0.0.1:9700", cluster(), (1 << 45, 1 << 44), connections=connections)
+    status._print({**current, "losses": []})
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "clients' connections: 4 by shm, 1 by tcp; storage nodes reach each other by shm; "
+        "storage-102 to storage-103 by tcp"
+    ) in text
+    assert [node["connections"] for node in current["nodes"]] == [*connections.values(), None]

@@ -1,13 +1,16 @@
-"""What ``hillfire status`` asks for besides the routing: the progress of syncs, and findings.
+"""What ``hillfire status`` asks for besides the routing: progress of syncs, findings, connections.
 
 The manager tells what nodes said last of their targets; each storage node tells what its scrubber
-and its reads found. A node that does not answer in time is left out.
+and its reads found, and every process who is connected to it by which transport. A node that does
+not answer in time is left out.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from hillfire.cli.gather import ask_metrics
+from hillfire.cli.report import node_name
 from hillfire.cluster import Node, NodeKind, Progress, Routing
 from hillfire.errors import Error
 from hillfire.proto.convert import progress_from_message
@@ -54,6 +57,39 @@ def ask_node(node: Node, request: ScrubRequest) -> ScrubReply:
         return reply
     finally:
         connection.close()
+
+
+def fetch_connections(routing: Routing) -> dict[int, dict[str, Any]]:
+    """Return by node how many clients it has by transport, and how it reaches other nodes."""
+    names = {n.endpoint.tcp: node_name(n.kind, n.id) for n in routing.nodes.values()}
+
+    def ask(node: Node) -> dict[str, Any] | None:
+        try:
+            connection = connect_blocking(node.endpoint, NODE_TIMEOUT_S)
+            try:
+                samples = ask_metrics(connection)
+            finally:
+                connection.close()
+        except Error:
+            return None
+        clients: dict[str, int] = {}
+        peers: dict[str, dict[str, int]] = {}
+        for sample in samples:
+            if sample.name != "hillfire_connections":
+                continue
+            transport, count = sample.label("transport"), int(sample.value)
+            if sample.label("side") == "server":
+                # Ours, through which we ask, is none that anybody would look for.
+                clients[transport] = count - (transport == connection.kind)
+            else:
+                where = sample.label("peer")
+                peers.setdefault(names.get(where, "manager"), {})[transport] = count
+        return {"clients": {k: n for k, n in clients.items() if n}, "peers": peers}
+
+    nodes = [node for node in routing.nodes.values() if node.alive]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        found = zip((int(node.id) for node in nodes), threads.map(ask, nodes), strict=True)
+        return {node: told for node, told in found if told is not None}
 
 
 def ask_nodes(routing: Routing, request: Callable[[Node], ScrubRequest]) -> dict[int, Any]:

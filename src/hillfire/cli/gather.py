@@ -144,6 +144,15 @@ def _ask(name: str, connection: BlockingConnection) -> Look:
     return _look(name, decode(_GET_METRICS, connection.finish(ticket, TIMEOUT_S)))
 
 
+def ask_metrics(connection: BlockingConnection) -> Sequence[metrics.Sample]:
+    """Return what the process behind a connection has measured.
+
+    Raises:
+        Error: if it does not answer.
+    """
+    return _ask("", connection).samples
+
+
 def _look(name: str, reply: pb.GetMetricsReply) -> Look:
     samples = list(map(convert.metric_from_message, reply.metrics))
     return Look(name, reply.pid, reply.age_ns / 1e9, samples)

@@ -24,14 +24,16 @@ def report(
     *,
     progress: Mapping[int, Progress] = MappingProxyType({}),
     checks: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+    connections: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe a cluster.
 
     ``space``: bytes of user data that fit and that are there. ``local`` is what the cluster's
     supervisor says, for one on this machine. ``progress``: by target, of the sync that it makes of
-    its successor. ``checks``: by node, what its scrubber and its reads found. ``metadata``: how
-    its copies stand.
+    its successor. ``checks``: by node, what its scrubber and its reads found.
+    ``connections``: by node, of its clients by transport, and to its peers. ``metadata``: how its
+    copies stand.
     """
     processes = {each["name"]: each for each in (local or {}).get("services", [])}
     nodes = []
@@ -54,6 +56,7 @@ def report(
                 "rack": node.rack,
                 "draining": node.draining,
                 "checks": checks.get(int(node.id)),
+                "connections": connections.get(int(node.id)),
             }
         )
     chains = [

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from hillfire.cli.connect import connect_manager, last_cluster, last_local
 from hillfire.cli.decisions import fetch_losses, line
-from hillfire.cli.details import FINDINGS, fetch_checks, fetch_progress
+from hillfire.cli.details import FINDINGS, fetch_checks, fetch_connections, fetch_progress
 from hillfire.cli.meta import fetch_copies
 from hillfire.cli.report import report
 from hillfire.config import format_size
@@ -78,6 +78,7 @@ def _fetch(
         local,
         progress=fetch_progress(connection),
         checks=fetch_checks(routing),
+        connections=fetch_connections(routing),
         metadata=fetch_copies(routing),
     )
     found["losses"] = fetch_losses(connection)
@@ -190,6 +191,7 @@ def _render(current: dict[str, Any]) -> Any:
         nodes,
         chains,
         *_syncs(current),
+        *_connections(current),
         *_checks(current),
         *(f"[red]! {escape(line(each))}[/red]" for each in current["losses"]),
         verdict,
@@ -247,6 +249,31 @@ def _checks(current: dict[str, Any]) -> list[str]:
         if wrong:
             lines.append(f"{node['name']}: chunks {', '.join(wrong)} (`hillfire scrub` tells more)")
     return [*lines, ""] if lines else []
+
+
+def _connections(current: dict[str, Any]) -> list[str]:
+    """Return a line about the transports in use; storage nodes that are out of line are named."""
+    clients: dict[str, int] = {}
+    pairs: dict[str, list[str]] = {}
+    storage = {node["name"]: node["connections"] or {} for node in current["nodes"]
+               if node["kind"] == "storage"}  # fmt: skip
+    for name, told in storage.items():
+        for transport, count in told.get("clients", {}).items():
+            clients[transport] = clients.get(transport, 0) + count
+        for peer, counts in told.get("peers", {}).items():
+            if peer in storage:
+                for transport, count in counts.items():
+                    pairs.setdefault(transport, []).append(f"{name} to {peer}")
+                    clients[transport] = clients.get(transport, 0) - count
+    line = []
+    if any(count > 0 for count in clients.values()):
+        counted = (f"{n} by {each}" for each, n in sorted(clients.items()) if n > 0)
+        line.append(f"clients' connections: {', '.join(counted)}")
+    if pairs:
+        most = max(pairs, key=lambda transport: len(pairs[transport]))
+        line.append(f"storage nodes reach each other by {most}")
+        line += [f"{', '.join(sorted(pairs[each]))} by {each}" for each in pairs if each != most]
+    return ["; ".join(line), ""] if line else []
 
 
 def _state(state: str, restarts: int | None) -> str:
