@@ -3,7 +3,7 @@
  *
  * First, with the interpreter's lock, each item is planned: its record is looked up, and the
  * checksums that cover it are copied. Then, without the lock, the blocks are read straight to their
- * destinations in steps that stay in the processor's cache, and verified there.
+ * destinations in steps that stay in a processor's cache, and verified there.
  *
  * What is not in the page cache is asked for by a pass that does not wait: the kernel begins to
  * read it, so that the disk works on the whole batch at once. A second pass waits, if it may.
@@ -31,7 +31,8 @@
 #define GRAIN_PAGES 16
 #define SMALL_BYTES 32768  /* reading.py: requests up to this size are verified by pages */
 #define SINGLE_BYTES 65536 /* files.py: reads up to this size do without read-ahead */
-#define STEP_BYTES 131072  /* read and summed at a time; a multiple of a grain */
+#define STEP_BYTES 1048576 /* read and summed at a time; a multiple of a grain */
+#define ASK_BYTES 131072   /* what is cold and larger is asked for explicitly, as a whole */
 #define DIRECT_BYTES 262144 /* files.py: from this size on reads may go past the page cache */
 #define DIRECT_UNIT 4096    /* and only if all of their bounds are multiples of this */
 #define MAX_BYTES (64u << 20)
@@ -408,7 +409,7 @@ static void pass(Batch *batch, uint8_t *edges, int flags, Py_ssize_t max_cold) {
         plan->done = carry_out(batch, plan, edges, flags, weight);
         if (flags && !plan->done) {
             max_cold--;
-            if (plan->n > STEP_BYTES) /* the kernel was asked for one step only */
+            if (plan->n > ASK_BYTES)
                 posix_fadvise(plan->fd, (off_t)plan->at, (off_t)plan->n, POSIX_FADV_WILLNEED);
         }
     }
