@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from hillfire import metrics
 from hillfire.errors import Code, Error
 from hillfire.layout import MAX_CHUNK_BYTES
 from hillfire.proto.wire import copies
@@ -209,6 +210,9 @@ class _Work:
         payloads = _payloads(self._span, batch, self._sources)
         if self._span is not None:
             copies.MEMORY.value += self._total
+        done = metrics.WRITE if self._event is events.WritesArrived else metrics.FORWARD
+        done.items.value += len(self._items)
+        done.bytes.value += self._total
         if self._meter is not None:
             self._meter.enter(time.monotonic_ns())
         shell.handle(self._event(number, self._items, payloads))  # type: ignore[arg-type]
@@ -223,7 +227,10 @@ class _Work:
             return [_NOT_SERVING] * len(self._items)
         if self._future is None:
             assert self._pool is not None, "what needs no memory was begun"
+            began = time.monotonic_ns()
             self._span = await self._pool.take(self._total, timeout_s)
+            done = metrics.WRITE if self._event is events.WritesArrived else metrics.FORWARD
+            done.memory.observe(time.monotonic_ns() - began)
             if not self._lease_valid():
                 self._span.drop()
                 raise Error(Code.LEASE_EXPIRED, "the lease ended while memory was short")

@@ -27,7 +27,7 @@ from hillfire.storage.store.batch import Batch, Target
 from hillfire.storage.threads import to_the_end
 from hillfire.storage.throttle import Meter
 
-INLINE_READ_BYTES = 1024 * 1024
+INLINE_READ_BYTES = 4 * 1024 * 1024
 """A batch that asks for more is read in a thread, so that heartbeats are not held up."""
 
 
@@ -173,6 +173,8 @@ def _answer(batch: Batch) -> Answer:
     if batch.disk_ns:
         metrics.READ.disk.observe(batch.disk_ns)
         metrics.READ.checksum.observe(batch.checksum_ns)
+    metrics.READ.items.value += len(batch.into)
+    metrics.READ.bytes.value += batch.n_bytes()
     return Answer(Code.OK, bytes(batch.results), batch.filled)
 
 

@@ -1,7 +1,9 @@
 """The Storage service: everything of a node but chunk reads and writes (proto/storage.proto)."""
 
+import time
 from collections.abc import Callable, Sequence
 
+from hillfire import metrics
 from hillfire.cluster import PublicState
 from hillfire.errors import Code, Error
 from hillfire.layout import MAX_CHUNK_BYTES
@@ -86,8 +88,10 @@ class StorageService:
     async def sync(self, request: pb.SyncRequest, context: CallContext) -> cluster_pb2.Empty:
         """Make what this node acknowledged for a chain durable."""
         shell = self._serving(request.chain, request.chain_version)
+        began = time.monotonic_ns()
         try:
             await shell.threads.call(shell.store.sync)
+            metrics.WRITE.sync.observe(time.monotonic_ns() - began)
         except Error as exc:
             if exc.code is Code.IO:
                 shell.fail(exc)

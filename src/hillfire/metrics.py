@@ -242,7 +242,7 @@ STAGES: Mapping[str, str] = {
     "wire": "between client and server, both ways: what the server did not account for",
     "server_queue": "in the server, from the request's arrival until work on it began",
     "server": "in the server, from the request's arrival until its answer was there",
-    "memory": "writes: waiting for room and copying the payload into the server's memory",
+    "memory": "writes: waiting for room in the server's memory, where there was too little",
     "disk": "at the store: reading, or writing and logging, page cache included",
     "checksum": "computing or verifying CRC32C",
     "forward": "writes: at the successor, and the way there and back",

@@ -170,3 +170,10 @@ def look_at_mount(path: Path) -> Look:
         text = f"{path} is no mount of hillfire, or of an older one: {exc.strerror}"
         raise Error(Code.INVALID, text) from exc
     return _look(f"mount {path}", pb.GetMetricsReply.FromString(body))
+
+
+def own() -> Look:
+    """Return what this process has measured."""
+    from hillfire.proto.process import snapshot
+
+    return _look("this process", snapshot())

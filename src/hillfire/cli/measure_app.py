@@ -70,7 +70,7 @@ def metrics(
     Stages of a read or write, in the order of its way:
 
     [bold]client queue[/bold]  until its request was sent · [bold]wire[/bold]  there and back ·
-    [bold]server queue[/bold]  until work on it began · [bold]memory[/bold]  the head's copy ·
+    [bold]server queue[/bold]  until work on it began · [bold]memory[/bold]  waiting for a pool ·
     [bold]disk[/bold]  page cache included · [bold]checksum[/bold] · [bold]forward[/bold]  the
     successor, and the way there · [bold]sync[/bold]  fsync.
 
