@@ -20,6 +20,7 @@ import time
 import weakref
 from typing import Any, TypeVar
 
+from hillfire import metrics
 from hillfire.client.actions import Abandon, Await, Exchange, Join, Operation, Pause, Spawn, Start
 from hillfire.client.buffers import DEFAULT_BYTES, Buffers
 from hillfire.client.connections import Connections, manager_endpoint
@@ -239,6 +240,7 @@ def _beat(shell: "weakref.ref[Shell]", stop: threading.Event) -> None:
 
 
 def _in_child() -> None:
+    metrics.REGISTRY.reset()
     for shell in list(_shells):
         shell.after_fork()
 

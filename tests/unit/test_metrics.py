@@ -2,6 +2,8 @@
 
 import random
 import statistics
+import subprocess
+import sys
 import timeit
 
 import pytest
@@ -99,6 +101,20 @@ def test_a_registry_keeps_names_apart() -> None:
     registry.reset()
     assert registry.collect() == []
     assert histogram.total_ns == 0
+
+
+def test_a_forked_client_counts_from_nothing() -> None:
+    script = (
+        "import os, hillfire.client.sync\n"
+        "from hillfire import metrics\n"
+        "metrics.READ.disk.observe(5)\n"
+        "pid = os.fork()\n"
+        "seen = metrics.together(metrics.REGISTRY.collect(), 'hillfire_stage_seconds').observed\n"
+        "if pid == 0: os._exit(seen)\n"
+        "print(seen, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "1 0\n", done.stderr
 
 
 def test_every_stage_is_declared_and_explained() -> None:
