@@ -17,6 +17,10 @@ from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.blocking import BlockingConnection
 
+TCP_CONNECTIONS = 4
+"""To one node over tcp, by one thread: one alone fills no fast network."""
+TCP_CALLS = 2
+"""On each of them, before there is another."""
 LOOK_S = 0.05
 """How often calls are looked through for those whose time is up."""
 
@@ -46,7 +50,7 @@ class Handle(NamedTuple):
 
 
 class Lanes:
-    """One thread's lanes, at most one to a node that takes calls."""
+    """One thread's lanes: one to a node that takes calls, or a few where that is over tcp."""
 
     __slots__ = ("_by_fd", "_failed", "_lanes", "_next_look", "_poll", "_wires")
 
@@ -154,14 +158,24 @@ class Lanes:
             self.abandon(list(lane.calls.values()))
 
     def _lane(self, endpoint: Endpoint) -> Lane:
-        """Return the lane to a node, a new one if there is none that takes calls.
+        """Return the lane to a node that has least to do, a new one if there is none to take calls.
 
         Raises:
             Error: what connecting raises.
         """
+        least: Lane | None = None
+        count = 0
         for lane in self._lanes:
             if lane.cause is None and lane.endpoint == endpoint:
-                return lane
+                count += 1
+                if least is None or len(lane.calls) < len(least.calls):
+                    least = lane
+        if least is not None and (
+            len(least.calls) < TCP_CALLS
+            or count >= TCP_CONNECTIONS
+            or least.connection.kind != "tcp"
+        ):
+            return least
         lane = Lane(endpoint, self._wires.take(endpoint))
         self._lanes.append(lane)
         self._poll = None
