@@ -16,7 +16,7 @@ from hillfire.client.aio_queue import AsyncQueue
 from hillfire.client.attributes import Entry
 from hillfire.client.batches import Files
 from hillfire.client.filesystem import default_address
-from hillfire.client.memory import Memory
+from hillfire.client.memory import register
 from hillfire.client.namespace import Path
 from hillfire.client.opening import open_stream
 from hillfire.client.queue import DEFAULT_DEPTH
@@ -36,7 +36,6 @@ class AsyncFileSystem:
         self._client = client
         self._core = client.core
         self._run = client.run
-        self._memory = Memory()
 
     def __repr__(self) -> str:
         """Name the cluster."""
@@ -90,7 +89,7 @@ class AsyncFileSystem:
         Own memory is filled by storage nodes on the same host directly; a buffer costs one memcpy.
         ``region.numpy(...)`` and ``region.torch(...)`` are arrays over it.
         """
-        return self._memory.register(memory)
+        return register(memory)
 
     async def read_batch(
         self, reads: IoList, region: Region, *, deadline_s: float | None = None
@@ -137,7 +136,7 @@ class AsyncFileSystem:
         Raises:
             Error: INVALID for arguments that do not fit together.
         """
-        order = batches.order(self._memory, file, offsets, into, lengths, places, which, False)
+        order = batches.order(file, offsets, into, lengths, places, which, False)
         return await self._run(
             batches.carry_out(self._core, order, self._core.deadline(deadline_s))
         )
@@ -157,7 +156,7 @@ class AsyncFileSystem:
 
         Lengths of files are settled by flush, fsync or close.
         """
-        order = batches.order(self._memory, file, offsets, source, lengths, places, which, True)
+        order = batches.order(file, offsets, source, lengths, places, which, True)
         return await self._run(
             batches.carry_out(self._core, order, self._core.deadline(deadline_s))
         )
@@ -168,7 +167,7 @@ class AsyncFileSystem:
         ``async with fs.queue() as queue:`` waits for all at the end. ``depth`` is how many I/Os
         may be on their way at once; what is submitted beyond it waits for its turn.
         """
-        return AsyncQueue(self._client, self._memory, depth)
+        return AsyncQueue(self._client, depth)
 
     # --- the name space
 

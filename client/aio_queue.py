@@ -1,15 +1,16 @@
 """A queue of batches on an event loop: ``queue.py`` for asyncio, where a batch is a task."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hillfire import metrics
 from hillfire.client import batches
 from hillfire.client.actions import Operation
 from hillfire.client.batches import Files, Order
-from hillfire.client.memory import Memory
 from hillfire.client.results import Results
 from hillfire.errors import Code, Error
 
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 class AsyncTransfer:
     """One submitted batch; await it for its results. ``tag`` is the submitter's."""
 
-    def __init__(self, queue: "AsyncQueue", operation: Operation[Results], n: int, tag: Any):
+    def __init__(self, queue: "AsyncQueue", order: Order, operation: Operation[Results], tag: Any):
         """Use ``AsyncQueue.read`` and ``AsyncQueue.write``."""
         self.tag = tag
         self._queue = queue
         self._operation: Operation[Results] | None = operation
-        self._size = n
+        self._size = len(order.offsets)
+        self._submitted_ns = time.monotonic_ns()
+        self._kind = metrics.WRITE if order.writing else metrics.READ
         self._task: asyncio.Task[Results] | None = None
         self._end: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
 
@@ -37,6 +40,10 @@ class AsyncTransfer:
     def __len__(self) -> int:
         """Return the number of I/Os."""
         return self._size
+
+    def leaves(self) -> None:
+        """Take note that its requests are sent now (the queue's affair)."""
+        self._kind.client_queue.observe(time.monotonic_ns() - self._submitted_ns)
 
     @property
     def done(self) -> bool:
@@ -60,13 +67,12 @@ class AsyncTransfer:
 class AsyncQueue:
     """Batches on their way, of one event loop. Use ``AsyncFileSystem.queue``."""
 
-    def __init__(self, client: "Client", memory: Memory, depth: int) -> None:
+    def __init__(self, client: "Client", depth: int) -> None:
         """Allow ``depth`` I/Os on their way; a larger batch goes alone."""
         if depth < 1:
             raise Error(Code.INVALID, f"a queue of depth {depth}")
         self.depth = depth
         self._client = client
-        self._memory = memory
         self._running: set[AsyncTransfer] = set()
         self._waiting: deque[AsyncTransfer] = deque()
         self._ended: dict[AsyncTransfer, None] = {}  # in order; not handed out yet
@@ -111,7 +117,7 @@ class AsyncQueue:
         tag: Any = None,
     ) -> AsyncTransfer:
         """Begin to read; the arguments are those of ``AsyncFileSystem.read_many``."""
-        order = batches.order(self._memory, file, offsets, into, lengths, places, which, False)
+        order = batches.order(file, offsets, into, lengths, places, which, False)
         return self._submit(order, deadline_s, tag)
 
     def write(
@@ -127,7 +133,7 @@ class AsyncQueue:
         tag: Any = None,
     ) -> AsyncTransfer:
         """Begin to write; do not change the memory before it has ended."""
-        order = batches.order(self._memory, file, offsets, source, lengths, places, which, True)
+        order = batches.order(file, offsets, source, lengths, places, which, True)
         return self._submit(order, deadline_s, tag)
 
     async def wait(self, at_least: int = 1, timeout_s: float | None = None) -> list[AsyncTransfer]:
@@ -171,7 +177,7 @@ class AsyncQueue:
             raise Error(Code.INVALID, "this queue is closed")
         core = self._client.core
         operation = batches.carry_out(core, order, core.deadline(deadline_s))
-        transfer = AsyncTransfer(self, operation, len(order.offsets), tag)
+        transfer = AsyncTransfer(self, order, operation, tag)
         self._waiting.append(transfer)
         self._feed()
         return transfer
@@ -184,6 +190,7 @@ class AsyncQueue:
             operation, transfer._operation = transfer._operation, None
             assert operation is not None
             self._on_their_way += len(transfer)
+            transfer.leaves()
             self._running.add(transfer)
             transfer._task = asyncio.ensure_future(self._client.run(operation))
             transfer._task.add_done_callback(partial(self._over, transfer))

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from hillfire.client import reading, writing
+from hillfire.client import memory, reading, writing
 from hillfire.client.actions import Operation
 from hillfire.client.bulk import FEWEST
 from hillfire.client.core import Core
 from hillfire.client.items import Items, Longs, longs
-from hillfire.client.memory import Memory
 from hillfire.client.plan import Extent
 from hillfire.client.reading import Entry, Result
 from hillfire.client.results import Results
@@ -53,7 +52,6 @@ class Order(NamedTuple):
 
 
 def order(
-    memory: Memory,
     file: Files,
     offsets: Any,
     target: Any,

@@ -15,7 +15,7 @@ from hillfire.client.attributes import Entry
 from hillfire.client.batches import Files
 from hillfire.client.buffers import DEFAULT_BYTES
 from hillfire.client.file import File
-from hillfire.client.memory import Memory
+from hillfire.client.memory import register
 from hillfire.client.namespace import Path
 from hillfire.client.opening import open_stream
 from hillfire.client.queue import DEFAULT_DEPTH, Queue
@@ -52,7 +52,6 @@ class FileSystem:
         )
         self._core = self._shell.core
         self._run = self._shell.run
-        self._memory = Memory()
 
     def __repr__(self) -> str:
         """Name the cluster."""
@@ -139,7 +138,7 @@ class FileSystem:
         Own memory is filled by storage nodes on the same host directly; a buffer costs one memcpy.
         ``region.numpy(...)`` and ``region.torch(...)`` are arrays over it.
         """
-        return self._memory.register(memory)
+        return register(memory)
 
     def read_batch(
         self, reads: IoList, region: Region, *, deadline_s: float | None = None
@@ -186,7 +185,7 @@ class FileSystem:
         Raises:
             Error: INVALID for arguments that do not fit together.
         """
-        order = batches.order(self._memory, file, offsets, into, lengths, places, which, False)
+        order = batches.order(file, offsets, into, lengths, places, which, False)
         return self._run(batches.carry_out(self._core, order, self._core.deadline(deadline_s)))
 
     def write_many(
@@ -204,7 +203,7 @@ class FileSystem:
 
         Lengths of files are settled by flush, fsync or close.
         """
-        order = batches.order(self._memory, file, offsets, source, lengths, places, which, True)
+        order = batches.order(file, offsets, source, lengths, places, which, True)
         return self._run(batches.carry_out(self._core, order, self._core.deadline(deadline_s)))
 
     def queue(self, depth: int = DEFAULT_DEPTH) -> Queue:
@@ -213,7 +212,7 @@ class FileSystem:
         ``with fs.queue() as queue:`` waits for all at the end. ``depth`` is how many I/Os may be
         on their way at once; what is submitted beyond it waits for its turn.
         """
-        return Queue(self._shell, self._memory, depth)
+        return Queue(self._shell, depth)
 
     # --- the name space
 

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hillfire import metrics
 from hillfire.client import batches
 from hillfire.client.actions import Operation
 from hillfire.client.batches import Files, Order
 from hillfire.client.flight import Flight
 from hillfire.client.lanes import LOOK_S, Lanes
-from hillfire.client.memory import Memory
 from hillfire.client.results import Results
 from hillfire.errors import Code, Error
 
@@ -34,11 +34,12 @@ class Transfer:
         """Use ``Queue.read`` and ``Queue.write``."""
         self.tag = tag
         self._queue = queue
-        self._order: Order | None = order
         self._operation: Operation[Results] | None = operation
         self._flight: Flight | None = None
         self._results: Results | None = None
         self._size = len(order.offsets)
+        self._submitted_ns = time.monotonic_ns()
+        self._kind = metrics.WRITE if order.writing else metrics.READ
 
     def __repr__(self) -> str:
         """Tell its state."""
@@ -48,6 +49,10 @@ class Transfer:
     def __len__(self) -> int:
         """Return the number of I/Os."""
         return self._size
+
+    def leaves(self) -> None:
+        """Take note that its requests are sent now (the queue's affair)."""
+        self._kind.client_queue.observe(time.monotonic_ns() - self._submitted_ns)
 
     @property
     def done(self) -> bool:
@@ -73,13 +78,12 @@ class Transfer:
 class Queue:
     """Batches on their way, of one thread at a time. Use ``FileSystem.queue``."""
 
-    def __init__(self, shell: "Shell", memory: Memory, depth: int) -> None:
+    def __init__(self, shell: "Shell", depth: int) -> None:
         """Allow ``depth`` I/Os on their way; a larger batch goes alone."""
         if depth < 1:
             raise Error(Code.INVALID, f"a queue of depth {depth}")
         self.depth = depth
         self._shell = shell
-        self._memory = memory
         self._generation = shell.generation
         self._lanes = Lanes(shell.wires)
         self._running: dict[Flight, Transfer] = {}
@@ -127,7 +131,7 @@ class Queue:
         tag: Any = None,
     ) -> Transfer:
         """Begin to read; the arguments are those of ``FileSystem.read_many``."""
-        order = batches.order(self._memory, file, offsets, into, lengths, places, which, False)
+        order = batches.order(file, offsets, into, lengths, places, which, False)
         return self._submit(order, deadline_s, tag)
 
     def write(
@@ -143,7 +147,7 @@ class Queue:
         tag: Any = None,
     ) -> Transfer:
         """Begin to write; do not change the memory before it has ended."""
-        order = batches.order(self._memory, file, offsets, source, lengths, places, which, True)
+        order = batches.order(file, offsets, source, lengths, places, which, True)
         return self._submit(order, deadline_s, tag)
 
     def wait(self, at_least: int = 1, timeout_s: float | None = None) -> list[Transfer]:
@@ -198,6 +202,7 @@ class Queue:
             operation, transfer._operation = transfer._operation, None
             assert operation is not None
             self._on_their_way += len(transfer)
+            transfer.leaves()
             flight = transfer._flight = Flight(self._shell.wires, operation, self._lanes)
             self._running[flight] = transfer
             self._look(flight)
@@ -226,7 +231,7 @@ class Queue:
                 error = exc
         if error is not None:
             transfer._results = Results([error] * len(transfer))
-        transfer._flight = transfer._operation = transfer._order = None
+        transfer._flight = transfer._operation = None
         self._ended[transfer] = None
 
     def _progress(self, timeout_s: float) -> None:

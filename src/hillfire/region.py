@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 """What a server insists on: a mapping that shrinks is SIGBUS for whoever reads it."""
 
 _ids = itertools.count(1)
+_live: "weakref.WeakValueDictionary[int, Region]" = weakref.WeakValueDictionary()
+"""Every region of this process: memory is the process's, whoever registered it."""
 
 
 class Quarantine:
@@ -66,6 +69,7 @@ class Region:
         self.quarantined: list[Quarantine] = []
         self._address = -1
         self.closed = False
+        _live[self.id] = self
         self._closing: list[Callable[[int], None]] = []
 
     def __repr__(self) -> str:
@@ -100,6 +104,18 @@ class Region:
             Error: INVALID if it is not in one piece, or not memory of the host.
         """
         return cls(arrays.buffer_of(buffer), -1)
+
+    @classmethod
+    def holding(cls, start: int, end: int) -> "Region | None":
+        """Return the region that these addresses of the process's memory lie in."""
+        for reference in _live.valuerefs():
+            region = reference()
+            if region is None or region.closed:
+                continue
+            first = region.address
+            if first <= start and end <= first + region.size:
+                return region
+        return None
 
     # --- as an array
 

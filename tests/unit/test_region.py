@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hillfire.arrays import rows_of
-from hillfire.client.memory import Memory
+from hillfire.client.memory import place, register
 from hillfire.errors import Code, Error
 from hillfire.region import Region
 
@@ -67,25 +67,23 @@ def test_torch_sees_the_same_memory() -> None:
         region.torch(torch.float32, (2049,))
     with pytest.raises(Error, match="read-only"):
         Region.wrap(b"abc").torch()
-    memory = Memory()
-    known = memory.register(8192)
+    known = register(8192)
     rows = known.torch(torch.bfloat16, (4, -1))
-    found, places, lengths = memory.place(rows[1:], 3, None, None)
+    found, places, lengths = place(rows[1:], 3, None, None)
     assert (
         found is known and places.tolist() == [2048, 4096, 6144] and lengths.tolist() == [2048] * 3
     )
     foreign = torch.zeros(4, 8, dtype=torch.bfloat16)
-    found, places, lengths = memory.place(foreign, 4, None, None)
+    found, places, lengths = place(foreign, 4, None, None)
     assert found.fd < 0 and found.address == foreign.data_ptr() and lengths.tolist() == [16] * 4
     with pytest.raises(Error):
-        memory.place(foreign.t(), 8, None, None)
+        place(foreign.t(), 8, None, None)
     with pytest.raises(Error, match="meta"):
-        memory.place(torch.zeros(4, device="meta"), 4, None, None)
+        place(torch.zeros(4, device="meta"), 4, None, None)
 
 
 def test_arrays_are_known_by_their_place() -> None:
-    memory = Memory()
-    region = memory.register(1 << 16)
+    region = register(1 << 16)
     array = region.numpy("u1", (16, 4096))
     for target, count, places in (
         (array, 16, [4096 * i for i in range(16)]),
@@ -97,12 +95,12 @@ def test_arrays_are_known_by_their_place() -> None:
         (region.view[10:20], None, [10]),
         (array[3].reshape(8, 512), 8, [12288 + 512 * i for i in range(8)]),
     ):
-        found, where, lengths = memory.place(target, count, None, None)
+        found, where, lengths = place(target, count, None, None)
         assert found is region and where.tolist() == places
         assert (lengths * len(lengths)).tolist()[0] == np.asarray(target).nbytes
-    short = memory.place(array, 16, 100, None)[2]
+    short = place(array, 16, 100, None)[2]
     assert short.tolist() == [100] * 16
-    assert memory.place(region, 3, [10, 20, 30], None)[1].tolist() == [0, 10, 30]
+    assert place(region, 3, [10, 20, 30], None)[1].tolist() == [0, 10, 30]
     for bad in (
         (array, 15, None, None),
         (array[:, ::2], 16, None, None),
@@ -116,25 +114,24 @@ def test_arrays_are_known_by_their_place() -> None:
         ("text", None, None, None),
     ):
         with pytest.raises(Error) as caught:
-            memory.place(*bad)
+            place(*bad)
         assert caught.value.code is Code.INVALID, bad
 
 
 def test_other_memory_is_foreign_and_a_dead_region_forgotten() -> None:
-    memory = Memory()
-    region = memory.register(4096)
+    region = register(4096)
     array = region.numpy()
     other = np.zeros(100, "u1")
-    assert memory.place(other, None, None, None)[0].fd < 0
+    assert place(other, None, None, None)[0].fd < 0
     buffer = bytearray(50)
-    found = memory.place(buffer, None, None, None)[0]
+    found = place(buffer, None, None, None)[0]
     assert found.size == 50 and rows_of(buffer).address == found.address
-    assert memory.place(array, None, None, None)[0] is region
+    assert place(array, None, None, None)[0] is region
     region.close()
-    found = memory.place(array, None, None, None)[0]
+    found = place(array, None, None, None)[0]
     assert found.fd < 0, "nothing is read into a region that has ended; its memory is a buffer"
-    registered = memory.register(other)
-    assert memory.place(other[10:20], None, None, None)[0] is registered
+    registered = register(other)
+    assert place(other[10:20], None, None, None)[0] is registered
 
 
 def test_the_names_that_users_annotate_with_are_there() -> None:
