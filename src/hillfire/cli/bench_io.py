@@ -9,14 +9,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hillfire.cli.bench import LIMIT_PART, Plan, take
 from hillfire.cli.connect import last_cluster
-from hillfire.cli.figures import console
+from hillfire.cli.figures import WIDTH, console
 from hillfire.cli.workload import DEFAULT, parse
 from hillfire.config import format_size, parse_size
 from hillfire.errors import Code, Error
 from hillfire.local.directory import ClusterDirectory
+
+CHANGES_WIDTH = 26
+"""What the columns of ``--compare`` take besides."""
 
 
 def start(
@@ -34,9 +38,11 @@ def start(
     limit_directory: Path | None,
     stages: bool,
     flame: Path | None,
+    compare: Path | None,
     as_json: bool,
 ) -> None:
     """Measure and print. ``fresh``: nodes and replicas of a cluster of its own."""
+    before = _earlier(compare) if compare is not None else []
     workloads = [parse(word) for word in words or DEFAULT]
     try:
         n_bytes = parse_size(size)
@@ -70,12 +76,26 @@ def start(
         return
     from hillfire.cli.bench_view import described, legend, stage_table, table_of
 
-    out = console()
+    out = console(WIDTH + CHANGES_WIDTH * bool(before))
     out.print(described(found))
-    out.print(table_of(found["rows"]), crop=False)
+    out.print(table_of(found["rows"], before), crop=False)
     out.print(legend(found["rows"]))
     if stages:
         out.print(stage_table(found["rows"]), crop=False)
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that ``--json`` told of an earlier run.
+
+    Raises:
+        Error: INVALID if the file holds none.
+    """
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        return rows
+    except (ValueError, KeyError, TypeError) as exc:
+        text = f"{path} holds no figures: `hillfire bench io --json > {path}` makes some"
+        raise Error(Code.INVALID, text) from exc
 
 
 @contextlib.contextmanager

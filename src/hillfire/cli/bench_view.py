@@ -18,8 +18,8 @@ def described(head: dict[str, Any]) -> str:
     )
 
 
-def table_of(rows: list[dict[str, Any]]) -> Any:
-    """Return the figures beside their limits, a row a workload."""
+def table_of(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> Any:
+    """Return the figures beside their limits, a row a workload; ``before``: of an earlier run."""
     from rich import box
     from rich.table import Table
 
@@ -29,8 +29,11 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
     )
     for place, column in enumerate(columns.split(",")):
         table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
+    earlier = {(row["workload"], row["transport"]): row for row in before}
+    for name in ("speed", "p50", "cpu") if before else ():
+        table.add_column(f"Δ {name}", justify="right", no_wrap=True)
     for row in rows:
-        limits = row.get("limits", [])
+        limits, then = row.get("limits", []), earlier.get((row["workload"], row["transport"]))
         table.add_row(
             row["workload"],
             row["transport"],
@@ -38,10 +41,23 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
             rate(row["items_per_s"]),
             *(duration(row["call"][f"{name}_s"] * 1e9) for name in ("p50", "p99")),
             *_limit(row, limits[0] if limits else None),
+            *(_changes(row, then) if before else ()),
         )
         for limit in limits[1:]:
             table.add_row(f"  {limit['what']}", *[""] * 5, *_limit(row, limit)[:2])
     return table
+
+
+def _changes(row: dict[str, Any], then: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return how speed, latency and processor time changed since an earlier run."""
+    if then is None:
+        return "", "", ""
+    pairs = (
+        (row["bytes_per_s"], then["bytes_per_s"]),
+        (row["call"]["p50_s"], then["call"]["p50_s"]),
+        (row["cpu"]["us_per_item"], then["cpu"]["us_per_item"]),
+    )
+    return tuple(f"{now / old - 1:+.0%}" if old else "" for now, old in pairs)
 
 
 def legend(rows: list[dict[str, Any]]) -> str:

@@ -11,12 +11,12 @@ WIDTH = 128
 """What tables of figures take: on a narrower terminal lines wrap, and no figure is cut off."""
 
 
-def console() -> Any:
+def console(width: int = WIDTH) -> Any:
     """Return a console that is wide enough for a table of figures."""
     from rich.console import Console
 
     found = Console(highlight=False)
-    return found if found.width >= WIDTH else Console(width=WIDTH, highlight=False)
+    return found if found.width >= width else Console(width=width, highlight=False)
 
 
 def duration(ns: float) -> str:

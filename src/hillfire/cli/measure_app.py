@@ -145,6 +145,10 @@ def bench_io(
             "directory (needs py-spy)."
         ),
     ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Show what changed since --json told this."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure reads and writes through the library, beside this machine's limits in the same run.
@@ -170,7 +174,7 @@ def bench_io(
 
     hillfire bench io read-4kx256 --flame io.svg    (and see where the time goes)
 
-    hillfire bench io --json | jq '.rows[] | {workload, items_per_s, p99: .call.p99_s}'
+    hillfire bench io --json > before.json; ...; hillfire bench io --compare before.json
     """
     from hillfire.cli.bench_io import start
 
@@ -178,7 +182,8 @@ def bench_io(
     start(
         workloads or [], directory, address, (nodes, replicas) if fresh else None,
         transports=wires, seconds=seconds, size=size, clients=clients, path=path,
-        limits=limits, limit_directory=limit_dir, stages=stages, flame=flame, as_json=json,
+        limits=limits, limit_directory=limit_dir, stages=stages, flame=flame, compare=compare,
+        as_json=json,
     )  # fmt: skip
 
 
