@@ -1,22 +1,47 @@
-"""torch.distributed.checkpoint over hillfire: torch's own format, durable, read by batches.
+"""torch.distributed.checkpoint over hillfire: torch's own format, durable, read in place.
 
     dcp.save(state, storage_writer=HillfireWriter("hillfire:///checkpoints/step-1000"))
     dcp.load(state, storage_reader=HillfireReader("hillfire:///checkpoints/step-1000"))
 
 ``FsspecWriter`` works on the same URLs, but calls ``os.sync()`` on the trainer's own host where it
 means a file's ``fsync``; ``HillfireWriter`` syncs the files that it wrote, on all replicas, and the
-name that makes the checkpoint valid. What either writes, either reader reads.
+name that makes the checkpoint valid. ``HillfireReader`` reads a plain tensor, or whole rows of
+one, into the memory of the tensor that it is for, all of a file's in few batches; the rest goes
+through ``torch.load``. What either writes, either reader reads.
 """
 
+import dataclasses
 import os
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
+import torch
 from fsspec.core import url_to_fs
 from torch.distributed.checkpoint._fsspec_filesystem import (
     FileSystem,
     FsspecReader,
     FsspecWriter,
 )
+from torch.distributed.checkpoint.planner import LoadItemType
+
+from hillfire.client.actions import Operation
+from hillfire.client.adapters.moving import using
+from hillfire.client.adapters.torch_archive import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    find_tensor,
+    rows_wanted,
+)
+from hillfire.client.reading import only, read_batch
+from hillfire.client.stream import Stream
+from hillfire.proto.wire.base import Part
+from hillfire.region import Region
+
+WINDOW_BYTES = 64 << 20
+"""Read at once."""
+PIECE_BYTES = 8 << 20
+"""A larger tensor is read in such pieces."""
 
 
 class Checkpoints(FileSystem):  # type: ignore[misc]
@@ -44,5 +69,133 @@ class HillfireWriter(FsspecWriter):  # type: ignore[misc]
         self.path = self.fs.init_path(path)
 
 
+class _Landing(NamedTuple):
+    """Where bytes of a file go."""
+
+    offset: int
+    part: Part
+    item: Any
+    target: torch.Tensor
+
+
 class HillfireReader(FsspecReader):  # type: ignore[misc]
-    """``FsspecReader``."""
+    """``FsspecReader`` that reads tensors in place."""
+
+    def __init__(self, path: str | os.PathLike[str], *, regions: Iterable[Region] = ()) -> None:
+        """``path``: a ``hillfire://`` URL of a directory.
+
+        ``regions``: memory of ``fs.register`` that holds tensors which will be loaded: storage
+        nodes on this host fill those without a copy in this process.
+        """
+        super().__init__(path)
+        self._regions = [region for region in regions if region.fd >= 0]
+
+    def read_data(self, plan: Any, planner: Any) -> Any:
+        """Read what the plan asks for: in place what can be, the rest as ``FsspecReader``."""
+        files: dict[str, list[Any]] = {}
+        for item in plan.items:
+            files.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        rest: list[Any] = []
+        fs = self.fs.fs
+        for name, items in files.items():
+            path = fs._strip_protocol(self.fs.concat_path(self.path, name))
+            read = partial(self._read, items, planner)
+            rest += fs._run(using(fs._core, path, "rb", read))
+        return super().read_data(dataclasses.replace(plan, items=rest), planner)
+
+    def _read(self, items: list[Any], planner: Any, stream: Stream) -> Operation[list[Any]]:
+        """Read in place what can be of one file; return the other items."""
+        tensors = [item for item in items if self._is_plain(item)]
+        landings, taken = (yield from self._find(stream, tensors, planner)), set()
+        window: list[_Landing] = []
+        filled = 0
+        for landing in landings:
+            for piece in _pieces(landing):
+                window.append(piece)
+                filled += piece.part.length
+                if filled >= WINDOW_BYTES:
+                    yield from _fill(stream, window)
+                    window, filled = [], 0
+        yield from _fill(stream, window)
+        for landing in landings:
+            planner.commit_tensor(landing.item, landing.target)
+            taken.add(id(landing.item))
+        return [item for item in items if id(item) not in taken]
+
+    def _is_plain(self, item: Any) -> bool:
+        where = self.storage_data[item.storage_index]
+        return item.type != LoadItemType.BYTE_IO and not where.transform_descriptors
+
+    def _find(self, stream: Stream, items: list[Any], planner: Any) -> Operation[list[_Landing]]:
+        """Learn where the tensors' bytes lie, by one batch of small reads."""
+        slots = [self.storage_data[item.storage_index] for item in items]
+        room = HEAD_BYTES + TAIL_BYTES
+        region = Region.wrap(bytearray(room * len(slots)))
+        ends = []
+        for number, slot in enumerate(slots):
+            head, tail = min(HEAD_BYTES, slot.length), min(TAIL_BYTES, slot.length)
+            place = number * room
+            ends.append((slot.offset, Part(region, place, head)))
+            begin = slot.offset + slot.length - tail
+            ends.append((begin, Part(region, place + HEAD_BYTES, tail)))
+        yield from _read_all(stream, ends)
+        found = []
+        for number, (item, slot) in enumerate(zip(items, slots, strict=True)):
+            first, last = ends[2 * number][1], ends[2 * number + 1][1]
+            head, tail = (
+                bytes(region.view[part.offset : part.offset + part.length])
+                for part in (first, last)
+            )
+            saved = find_tensor(head, tail, slot.length)
+            box = saved and rows_wanted(saved, item.storage_offsets, item.lengths)
+            if saved is None or box is None:
+                continue
+            target = planner.resolve_tensor(item).detach()
+            if _fits(target, saved.dtype, tuple(item.lengths), box[1]):
+                part = self._memory_of(target)
+                found.append(_Landing(slot.offset + box[0], part, item, target))
+        return found
+
+    def _memory_of(self, target: torch.Tensor) -> Part:
+        """Return a tensor's memory as a part: of a region of hillfire's if it lies in one."""
+        n_bytes, address = target.nbytes, target.data_ptr()
+        for region in self._regions:
+            if region.address <= address and address + n_bytes <= region.address + region.size:
+                return Part(region, address - region.address, n_bytes)
+        return Part(Region.wrap(target.reshape(-1).view(torch.uint8).numpy()), 0, n_bytes)
+
+
+def _fits(target: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], n_bytes: int) -> bool:
+    """Tell whether bytes can be read into a tensor's memory as they are."""
+    return (
+        target.device.type == "cpu"
+        and target.dtype == dtype
+        and tuple(target.shape) == shape
+        and target.is_contiguous()
+        and target.nbytes == n_bytes > 0
+    )
+
+
+def _pieces(landing: _Landing) -> Iterable[_Landing]:
+    region, place, length = landing.part
+    for done in range(0, length, PIECE_BYTES):
+        part = Part(region, place + done, min(PIECE_BYTES, length - done))
+        yield landing._replace(offset=landing.offset + done, part=part)
+
+
+def _fill(stream: Stream, window: list[_Landing]) -> Operation[None]:
+    yield from _read_all(stream, [(landing.offset, landing.part) for landing in window])
+
+
+def _read_all(stream: Stream, reads: list[tuple[int, Part]]) -> Operation[None]:
+    """Read (offset, part) each.
+
+    Raises:
+        Error: of the first that cannot be read.
+        EOFError: if the file is shorter than its checkpoint's metadata say.
+    """
+    entries = [(stream.extent, offset, part) for offset, part in reads]
+    results = (yield from read_batch(stream._core, entries)) if entries else []
+    for (_, part), result in zip(reads, results, strict=True):
+        if only([result]) != part.length:
+            raise EOFError("a file of the checkpoint is shorter than when it was written")

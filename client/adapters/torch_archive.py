@@ -1,0 +1,148 @@
+"""Where the bytes of a tensor lie in what ``torch.save`` wrote, from its first and last bytes.
+
+``torch.save`` of a tensor is a ZIP archive that compresses nothing: a pickle which tells type and
+shape, and a record which is the tensor's memory. Who knows where the record is reads it straight
+into a tensor of one's own, or only the rows that are wanted. What is not as simple as that (other
+strides, byte orders, tensor classes) is left to ``torch.load``.
+"""
+
+import math
+import pickle
+import sys
+import zipfile
+from typing import Any, NamedTuple
+
+import torch
+
+HEAD_BYTES = 4096
+"""Of an archive: the pickle and the record's header lie in them."""
+TAIL_BYTES = 4096
+"""Of an archive: its directory."""
+_LOCAL_HEADER = 30
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+}
+_ALLOWED = {("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict")}
+
+
+class Saved(NamedTuple):
+    """A plain tensor in an archive."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """of its first byte, from the archive's beginning"""
+
+
+class _Skipped:
+    """Bytes of which only the first and the last are at hand."""
+
+    def __init__(self, head: bytes, tail: bytes, length: int) -> None:
+        self._head = head
+        self._tail = tail
+        self._length = length
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self._length)[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position
+        end = self._length if size < 0 else min(self._length, start + size)
+        self._position = end
+        if end <= len(self._head):
+            return self._head[start:end]
+        first = start - (self._length - len(self._tail))
+        if first < 0:
+            raise ValueError("these bytes are not at hand")
+        return self._tail[first : first + end - start]
+
+
+class _Shape(pickle.Unpickler):
+    """Reads what the pickle says of a tensor, and makes nothing else of it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return {"OrderedDict": dict}.get(name, lambda *arguments: arguments)
+        if module == "torch" and name in _DTYPES:
+            return name
+        raise pickle.UnpicklingError(f"{module}.{name} is not of a plain tensor")
+
+    def persistent_load(self, identity: Any) -> Any:
+        return identity
+
+
+def find_tensor(head: bytes, tail: bytes, length: int) -> Saved | None:
+    """Return the tensor in an archive of ``length`` bytes; None if it is not a plain one."""
+    try:
+        with zipfile.ZipFile(_Skipped(head, tail, length)) as archive:
+            return _read(archive, head)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _read(archive: zipfile.ZipFile, head: bytes) -> Saved | None:
+    entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+    record = entries["data/0"]
+    if record.compress_type != zipfile.ZIP_STORED or "data/1" in entries:
+        return None
+    if "byteorder" in entries and archive.read(entries["byteorder"]) != sys.byteorder.encode():
+        return None
+    with archive.open(entries["data.pkl"]) as stream:
+        storage, first, shape, strides, *_ = _Shape(stream).load()
+    kind, where, count = storage[1], storage[3], storage[4]
+    dtype = _DTYPES[kind]
+    items = math.prod(shape)
+    if where != "cpu" or first or items != count or not _dense(shape, strides):
+        return None
+    if record.file_size != items * dtype.itemsize:
+        return None
+    at = record.header_offset
+    name, extra = (int.from_bytes(head[at + k : at + k + 2], "little") for k in (26, 28))
+    if at + _LOCAL_HEADER > len(head):
+        return None
+    return Saved(dtype, tuple(shape), at + _LOCAL_HEADER + name + extra)
+
+
+def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Tell whether a tensor's rows follow one another in memory, its last axis the fastest."""
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def rows_wanted(saved: Saved, offsets: Any, lengths: Any) -> tuple[int, int] | None:
+    """Return (first byte, byte count) of a box of the tensor; None if it is in several pieces."""
+    if len(offsets) != len(saved.shape):
+        return None
+    size = saved.dtype.itemsize
+    for axis in range(len(saved.shape) - 1, 0, -1):
+        if offsets[axis] or lengths[axis] != saved.shape[axis]:
+            return None
+        size *= saved.shape[axis]
+    if not saved.shape:
+        return saved.offset, size
+    if not 0 <= offsets[0] <= offsets[0] + lengths[0] <= saved.shape[0]:
+        return None
+    return saved.offset + offsets[0] * size, lengths[0] * size
