@@ -112,7 +112,7 @@ def _qemu(share: str, memory_mib: int) -> list[str]:
     shared = f"local,path={share},mount_tag=share,security_model=none"
     host = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
     return [
-        *("nice", "-n", "15", "qemu-system-x86_64"),
+        "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-serial", "stdio", "-monitor", "none", "-append", kernel),

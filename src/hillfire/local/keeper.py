@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -18,7 +19,8 @@ LONGEST_PAUSE_S = 5.0
 QUICK_S = 10.0
 """A process that lived longer than this did start: its next end is not a failure to start."""
 QUICK_ENDS_ALLOWED = 10
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = float(os.environ.get("HILLFIRE_START_TIMEOUT_S", "60"))
+"""Of a process, and of a cluster's chains; an emulated processor needs more."""
 STOP_TIMEOUT_S = 15.0
 
 

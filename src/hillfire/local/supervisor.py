@@ -28,7 +28,7 @@ from hillfire.local.directory import (
     is_locked,
     remember_last_cluster,
 )
-from hillfire.local.keeper import Keeper
+from hillfire.local.keeper import START_TIMEOUT_S, Keeper
 from hillfire.proto.convert import routing_from_message
 from hillfire.proto.manager_pb2 import AttestExitRequest, CreateChainsRequest, GetRoutingRequest
 from hillfire.proto.service import GrpcClient, method
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 5.0
 ATTEST_TIMEOUT_S = 1.0
-SERVE_TIMEOUT_S = 60.0
+SERVE_TIMEOUT_S = START_TIMEOUT_S
 REPLICAS_TIMEOUT_S = 20.0
 """How long a start waits for the replicas that are not up to date; the cluster serves already."""
 POLL_MS = 500

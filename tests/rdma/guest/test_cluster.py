@@ -1,18 +1,20 @@
 """A cluster of three nodes whose data goes over RDMA only: client, replication, mount, a death.
 
-The nodes use one device, client and mount the other. Nothing else could carry data: shared memory
-is not allowed, and tcp is counted.
+The nodes' doors are at one device, everybody's connections leave by the other, so all data
+crosses the cable between them, where it is counted. Leases and time-outs are long: the processor
+is emulated.
 """
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import hillfire
+import tests.cluster
+from hillfire.local.directory import ClusterDirectory
 from tests.cluster import LocalCluster, cluster
 
 MIB = 1024 * 1024
@@ -20,26 +22,34 @@ MIB = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    home = tmp_path_factory.mktemp("rdma")
+    directory = ClusterDirectory(home / "cluster")
+    directory.write_configs(directory.create({"nodes": 3, "replicas": 3, "targets_per_node": 1}, 0))
+    change(directory.service_config("manager"), "lease_ms", "20000")
+    change(directory.service_config("manager"), "heartbeat_interval_ms", "2000")
+    for node in directory.shape().storage_nodes:
+        change(directory.service_config(f"storage-{node}"), "rdma", '"rxb:1:1"')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HILLFIRE_TRANSPORTS", "rdma,tcp")
-        patch.setenv("HILLFIRE_RDMA", "rxb:1:1")
-        with cluster(tmp_path_factory.mktemp("rdma"), targets_per_node=1) as local:
-            patch.setenv("HILLFIRE_RDMA", "rxa:1:1")
-            local.environment["HILLFIRE_RDMA"] = "rxa:1:1"
-            local.wait_serving(timeout_s=120)
+        patch.setenv("HILLFIRE_RDMA", "rxa:1:1")
+        patch.setenv("HILLFIRE_START_TIMEOUT_S", "400")
+        patch.setattr(tests.cluster, "START_TIMEOUT_S", 450.0)
+        patch.setattr(tests.cluster, "CALL_TIMEOUT_S", 60.0)
+        with cluster(home, targets_per_node=1) as local:
+            local.wait_serving(timeout_s=300)
             yield local
+
+
+def change(configuration: Path, key: str, value: str) -> None:
+    """Set a key of a service's configuration."""
+    text = configuration.read_text()
+    found = re.sub(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
+    assert found != text
+    configuration.write_text(found)
 
 
 def sent(link: str) -> int:
     return int(Path(f"/sys/class/net/{link}/statistics/tx_bytes").read_text())
-
-
-def pairs() -> list[tuple[str, int, int, int]]:
-    """Return device, own and remote number, and pid of every connected queue pair."""
-    command = ["rdma", "resource", "show", "qp"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    pattern = r"link (\w+)/1 lqpn (\d+) rqpn (\d+) type RC state RTS.* pid (\d+)"
-    return [(m[1], int(m[2]), int(m[3]), int(m[4])) for m in re.finditer(pattern, told)]
 
 
 def test_data_goes_over_rdma(live: LocalCluster) -> None:
@@ -50,14 +60,8 @@ def test_data_goes_over_rdma(live: LocalCluster) -> None:
         data = os.urandom(4 * MIB) * 2
         fs.write_bytes("/data", data)
         assert fs.read_bytes("/data") == data
-        assert sent("va") - before[0] > 8 * MIB  # pulled by the heads
+        assert sent("va") - before[0] > 3 * 8 * MIB  # pulled by the head, and by two successors
         assert sent("vb") - before[1] > 8 * MIB  # pushed by who was read from
-        storage = {live.pid(name) for name in live.storage_names}
-        found = pairs()
-        ours = {(own, peer): pid for _, own, peer, pid in found}
-        links = {(pid, ours.get((peer, own))) for _, own, peer, pid in found}
-        assert any(one == os.getpid() and other in storage for one, other in links)
-        assert any(one in storage and other in storage and one != other for one, other in links)
 
 
 def test_mount(live: LocalCluster, tmp_path: Path) -> None:
@@ -81,7 +85,7 @@ def test_a_node_dies_and_comes_back(live: LocalCluster) -> None:
         fs.write_bytes("/new", new)
         assert fs.read_bytes("/old") == old
         live.start(live.storage_names[1])
-        live.wait_serving(timeout_s=120)
+        live.wait_serving(timeout_s=300)
         assert fs.read_bytes("/new") == new
         fs.write_bytes("/old", new)
         assert fs.read_bytes("/old") == new
