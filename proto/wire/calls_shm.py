@@ -33,12 +33,14 @@ class ShmCalls(Calls):
         while self._gone:
             self._unregister(self._gone.popleft(), out)
         registered = self._registered
-        if type(parts) is Parts and parts.region.fd >= 0:
-            if parts.region.id not in registered:
-                self._register(parts.region, out)
+        if type(parts) is Parts:
             from hillfire.proto.wire import part_arrays
 
-            return part_arrays.pack(parts, parts.region.id), (), None
+            if parts.region.fd < 0:
+                return self._stage_many(parts, bool(request.sources), out)
+            if parts.region.id not in registered:
+                self._register(parts.region, out)
+            return part_arrays.pack(parts, parts.region.id, parts.offsets), (), None
         records = []
         foreign = None
         for position, (region, offset, length) in enumerate(parts):
@@ -73,6 +75,24 @@ class ShmCalls(Calls):
                 loan.views[position][:] = region.view[offset : offset + length]
                 copies.CLIENT.value += length
         return b"".join(records), (), loan
+
+    def _stage_many(
+        self, parts: Parts, sources: bool, out: Outgoing
+    ) -> tuple[bytes, Sequence[Buffer], Loan]:
+        """Give a large batch of foreign parts a place, one after another; copy sources there."""
+        from hillfire.proto.wire import part_arrays
+
+        loan = self._staging.lend([(0, int(parts.lengths.sum()))])
+        region, offset = loan.region, loan.offsets[0]
+        if region.id not in self._registered:
+            self._register(region, out)
+        places = part_arrays.in_a_row(parts.lengths)
+        if sources:
+            whole = loan.views[0]
+            for begin, start, length in part_arrays.runs(parts, parts.lengths):
+                whole[begin : begin + length] = parts.region.view[start : start + length]
+            copies.CLIENT.value += len(whole)
+        return part_arrays.pack(parts, region.id, places + offset), (), loan
 
     def _register(self, region: Region, out: Outgoing) -> None:
         """Send a region's descriptor ahead of the first request that uses it."""

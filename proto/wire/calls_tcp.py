@@ -74,11 +74,11 @@ def _arrive(destinations: Parts, frame: Frame) -> Sequence[memoryview]:
     """
     from hillfire.proto.wire import part_arrays
 
-    spans = part_arrays.filled_spans(destinations, frame.table)
-    if sum(end - begin for begin, end in spans) != frame.data_bytes:
+    filled = part_arrays.filled_of(destinations, frame.table)
+    if int(filled.sum()) != frame.data_bytes:
         raise Error(Code.PROTOCOL, "an answer's parts do not add up to its data")
     view = destinations.region.view
-    return [view[begin:end] for begin, end in spans]
+    return [view[begin:end] for begin, end in part_arrays.spans(destinations.offsets, filled)]
 
 
 _SCRAP = memoryview(bytearray(64 * 1024))

@@ -161,6 +161,7 @@ class Connection:
         return (
             self._requests >= limits.requests
             or len(self._out.waiting) >= MAX_WAITING
+            or self._out.bytes >= limits.unsent_bytes
             or self._bytes + self._out.bytes >= limits.in_flight_bytes
             or (self._bytes > 0 and self._owner.bytes >= limits.total_bytes)
         )

@@ -31,11 +31,11 @@ def check(parts: Parts) -> int:
     return int(lengths.sum())
 
 
-def pack(parts: Parts, region: int) -> bytes:
-    """Return the records of parts, as of the region with this number."""
+def pack(parts: Parts, region: int, offsets: NDArray[np.int64]) -> bytes:
+    """Return the records of parts as they lie at ``offsets`` of the region with this number."""
     records: NDArray[np.void] = np.empty(len(parts), _RECORD)
     records["region"] = region
-    records["offset"] = parts.offsets
+    records["offset"] = offsets
     records["length"] = parts.lengths
     return records.tobytes()
 
@@ -61,7 +61,7 @@ def survey(table: memoryview) -> tuple[int, int, int]:
     return region, int((offsets + lengths).max()), total
 
 
-def in_a_row(table: memoryview) -> tuple[memoryview, int]:
+def rows(table: memoryview) -> tuple[memoryview, int]:
     """Return the records of a table as if its parts lay one after another, and their sum."""
     records = np.frombuffer(table, _RECORD).copy()
     ends = records["length"].cumsum(dtype=np.uint64)
@@ -76,23 +76,50 @@ def all_filled(table: memoryview, filled: bytes) -> bool:
     return np.array_equal(lengths, np.frombuffer(filled, "<u4"))
 
 
-def filled_spans(parts: Parts, table: memoryview) -> list[tuple[int, int]]:
-    """Return (begin, end) in the region of what a response's table says was filled of parts.
+def in_a_row(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each begins if they lie one after another."""
+    places: NDArray[np.int64] = lengths.cumsum() - lengths
+    return places
 
-    They come in the parts' order, neighbours as one.
+
+def filled_of(parts: Parts, table: memoryview) -> NDArray[np.int64]:
+    """Return how many bytes of each part were filled, by a response's table.
 
     Raises:
-        Error: PROTOCOL for more than there is room.
+        Error: PROTOCOL for more than there is room, or for another number of parts.
     """
     filled = np.frombuffer(table, "<u4").astype(np.int64)
-    if (filled > parts.lengths).any():
-        raise Error(Code.PROTOCOL, "more bytes for a destination than it holds")
-    some = filled > 0
-    begins = parts.offsets[some]
-    ends = begins + filled[some]
+    if len(filled) != len(parts) or (filled > parts.lengths).any():
+        raise Error(Code.PROTOCOL, "an answer with more, or others, than its destinations hold")
+    return filled
+
+
+def spans(offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return (begin, end) of stretches in their order, neighbours as one, empty ones left out."""
+    some = lengths > 0
+    begins = offsets[some]
+    ends = begins + lengths[some]
     if not len(begins):
         return []
     breaks = np.flatnonzero(begins[1:] != ends[:-1])
     firsts = begins[np.concatenate(([0], breaks + 1))]
     lasts = ends[np.concatenate((breaks, [len(ends) - 1]))]
     return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+
+def runs(parts: Parts, filled: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Return how parts that lie in a row elsewhere are copied, in as few steps as there can be.
+
+    Each step is (where it begins in the row, where in the parts' region, its length), for the
+    first ``filled`` bytes of each part.
+    """
+    some = filled > 0
+    here, there = in_a_row(parts.lengths)[some], parts.offsets[some]
+    lengths = filled[some]
+    if not len(here):
+        return []
+    apart = (here[1:] != here[:-1] + lengths[:-1]) | (there[1:] != there[:-1] + lengths[:-1])
+    firsts = np.concatenate(([0], np.flatnonzero(apart) + 1))
+    totals = np.add.reduceat(lengths, firsts)
+    found = zip(here[firsts].tolist(), there[firsts].tolist(), totals.tolist(), strict=True)
+    return list(found)

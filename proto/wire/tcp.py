@@ -133,7 +133,7 @@ class TcpSide:
         """
         from hillfire.proto.wire import part_arrays
 
-        table, total = part_arrays.in_a_row(frame.table)
+        table, total = part_arrays.rows(frame.table)
         if total > MAX_DATA_BYTES:
             raise Error(Code.TOO_LARGE, f"parts of {total} bytes")
         buffer = self._pool.take(total)

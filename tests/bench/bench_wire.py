@@ -6,6 +6,7 @@ on a busy machine they say more than the clock.
 """
 
 import asyncio
+import contextlib
 import os
 import platform
 import socket
@@ -14,9 +15,11 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 
+import numpy as np
+
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code
-from hillfire.proto.wire.base import WIRE_VERSION, Answer, Incoming, Part, Request
+from hillfire.proto.wire.base import WIRE_VERSION, Answer, Incoming, Part, Parts, Request
 from hillfire.proto.wire.pick import connect_async, connect_blocking, host_id
 from hillfire.proto.wire.server import WireServer
 from hillfire.region import Region
@@ -130,6 +133,39 @@ def limits(bench: Bench) -> None:
     bench.row("limit: bare echo of 40 B, blocking sockets", echo)
     here.close()
     os.waitpid(pid, 0)
+    sendfile_pair(bench)
+
+
+def sendfile_pair(bench: Bench) -> None:
+    """Print what one process that sends a cached file and one that receives in place can do."""
+    with tempfile.TemporaryFile() as file:
+        file.write(_STORE)
+        file.flush()
+        listener = socket.create_server(("127.0.0.1", 0))
+        pid = os.fork()
+        if pid == 0:
+            sock, _ = listener.accept()
+            place = 0
+            with contextlib.suppress(OSError):
+                while True:
+                    place += os.sendfile(sock.fileno(), file.fileno(), place, MIB - place % MIB)
+                    place %= REGION_BYTES
+            os._exit(0)
+        sock = socket.create_connection(listener.getsockname())
+        listener.close()
+        region = Region.allocate(REGION_BYTES)
+        at = 0
+
+        def receive() -> None:
+            nonlocal at
+            end = at + MIB
+            while at < end:
+                at += sock.recv_into(region.view[at:end])
+            at %= REGION_BYTES
+
+        Bench(pid, bench.seconds).row("limit: sendfile -> recv_into of 1 MiB", receive, 1, MIB)
+        sock.close()
+        os.waitpid(pid, 0)
 
 
 def blocking(bench: Bench, endpoint: Endpoint, transport: str) -> None:
@@ -138,6 +174,13 @@ def blocking(bench: Bench, endpoint: Endpoint, transport: str) -> None:
 
     def ask(request: Request) -> Callable[[], object]:
         return lambda: connection.finish(connection.start(request, 10), 10)
+
+    def at_once(requests: list[Request]) -> Callable[[], object]:
+        def work() -> None:
+            for ticket in [connection.start(request, 10) for request in requests]:
+                connection.finish(ticket, 10)
+
+        return work
 
     def batch(region: Region) -> list[Part]:
         # Every other block, so that neighbours cannot travel as one.
@@ -154,10 +197,15 @@ def blocking(bench: Bench, endpoint: Endpoint, transport: str) -> None:
         bench.row(f"{title} read 4 KiB", ask(one), 1, 4096)
         many = Request(READ, b"x" * 40 * BATCH, (), batch(region))
         bench.row(f"{title} read {BATCH} x 4 KiB", ask(many), BATCH, BATCH * 4096)
+        places, lengths = np.arange(BATCH) * 8192, np.full(BATCH, 4096)
+        many = Request(READ, b"x" * 40 * BATCH, (), Parts(region, places, lengths))
+        bench.row(f"{title} the same as arrays", ask(many), BATCH, BATCH * 4096)
         bulk = Request(READ, b"x" * 40, (), [Part(region, MIB, MIB)])
         bench.row(f"{title} read 1 MiB", ask(bulk), 1, MIB)
         bulk = Request(READ, b"x" * 40, (), [Part(region, k * MIB, MIB) for k in range(16)])
         bench.row(f"{title} read 16 x 1 MiB", ask(bulk), 16, 16 * MIB)
+        ones = [Request(READ, b"x" * 40, (), [Part(region, k * MIB, MIB)]) for k in range(16)]
+        bench.row(f"{title} 16 requests of 1 MiB at once", at_once(ones), 16, 16 * MIB)
         bulk = Request(WRITE, b"x" * 40, [Part(region, MIB, MIB)])
         bench.row(f"{title} write 1 MiB", ask(bulk), 1, MIB)
     connection.close()
