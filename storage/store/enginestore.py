@@ -20,6 +20,7 @@ from hillfire.storage.store.frames import (
 )
 from hillfire.storage.store.opening import Opened
 from hillfire.storage.store.options import OVERFLOW, Options
+from hillfire.storage.store.overwrite import TYPES, overwrite
 from hillfire.storage.store.parts import Parts
 from hillfire.storage.store.place import Placer
 from hillfire.storage.store.reading import read_payload
@@ -92,7 +93,7 @@ class EngineStore(Upkeep, ChunkStore):
         entries: list[bytes] = []
         images: list[bytes] = []
         get, pendings, place = self._catalog.get, self._pending, self._placer.place
-        shrunk = self._catalog.shrunk
+        shrunk, is_shared = self._catalog.shrunk, self._blocks.is_shared
         full = self._blocks.nearly_full(sum([update.length for update in updates]) + 1)
         bytes_written = False
         for update in updates:
@@ -100,7 +101,17 @@ class EngineStore(Upkeep, ChunkStore):
                 chunk = update.chunk
                 if full and update.kind in (Kind.WRITE, Kind.REPLACE, Kind.CLONE):
                     raise Error(Code.NO_SPACE, "the disk is full; deleting makes room")
-                record = place(update, get(chunk), pendings.get(chunk), chunk in shrunk, nowait)
+                old = get(chunk)
+                if overwrite is not None and old is not None and not is_shared(old[1]):
+                    made = overwrite(update, old, TYPES)
+                    if made is not None:
+                        answer, record, entry, image = made
+                        answers.append(answer)
+                        fresh.append((chunk, record))
+                        entries.append(entry)
+                        images.append(image)
+                        continue
+                record = place(update, old, pendings.get(chunk), chunk in shrunk, nowait)
             except Error as exc:
                 answers.append(exc)
                 continue
@@ -125,10 +136,10 @@ class EngineStore(Upkeep, ChunkStore):
             with self._journal.lock:
                 self._journal.append(entries, images)
                 for chunk, record in fresh:
-                    old = pendings.get(chunk)
+                    replaced = pendings.get(chunk)
                     pendings[chunk] = record
-                    if old is not None:
-                        self._drop(old)
+                    if replaced is not None:
+                        self._drop(replaced)
         except Error as exc:
             for _, record in fresh:
                 self._drop(record)

@@ -11,7 +11,7 @@ their twins and tell what they do: hillfire.storage.store.batch, system and sums
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from hillfire.native import pure
 from hillfire.native.pure import Buffer
@@ -36,18 +36,34 @@ class Read(Protocol):
         """
 
 
+class Overwrite(Protocol):
+    """What ``overwrite`` is called with; see hillfire.storage.store.overwrite."""
+
+    def __call__(
+        self, update: tuple[Any, ...], record: tuple[Any, ...], types: tuple[Any, ...], /
+    ) -> tuple[Any, Any, bytes, bytes] | None:
+        """Return what ``prepare`` answers, the pending record, its entry and its image."""
+
+
 read: Read | None = None
 scatter: Callable[[int, list[tuple[int, Buffer]]], None] | None = None
+overwrite: Overwrite | None = None
 replace_page: Callable[["array[int]", "array[int]", int, int], None] | None = None
 
-try:
-    from hillfire.native import _fast
+try:  # by name, so that an older build of the extension counts as none
+    from hillfire.native._fast import chunk_sums as _chunk_sums
+    from hillfire.native._fast import crc32c as _crc32c
+    from hillfire.native._fast import overwrite as _overwrite
+    from hillfire.native._fast import read as _read
+    from hillfire.native._fast import replace_page as _replace_page
+    from hillfire.native._fast import scatter as _scatter
+    from hillfire.native._fast import sums as _sums
 except ImportError:
     FAST = False
     chunk_sums, crc32c, sums = pure.chunk_sums, pure.crc32c, pure.sums
 else:
     FAST = True
-    chunk_sums, crc32c, sums = _fast.chunk_sums, _fast.crc32c, _fast.sums
-    read, scatter, replace_page = _fast.read, _fast.scatter, _fast.replace_page
+    chunk_sums, crc32c, sums = _chunk_sums, _crc32c, _sums
+    read, scatter, replace_page, overwrite = _read, _scatter, _replace_page, _overwrite
 
 __all__ = ["FAST", "Read", "chunk_sums", "crc32c", "read", "replace_page", "scatter", "sums"]

@@ -1,5 +1,6 @@
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hillfire.native.pure import Buffer
 
@@ -17,3 +18,6 @@ def read(
 ) -> tuple[bytearray, bytearray, list[int], list[int], int, int]: ...
 def scatter(fd: int, pieces: list[tuple[int, Buffer]], /) -> None: ...
 def replace_page(grains: array[int], pages: array[int], page: int, crc: int, /) -> None: ...
+def overwrite(
+    update: tuple[object, ...], record: tuple[object, ...], types: tuple[object, ...], /
+) -> tuple[Any, Any, bytes, bytes] | None: ...

@@ -124,6 +124,8 @@ static PyMethodDef methods[] = {
      "scatter(fd, pieces)\n\nSee hillfire.storage.store.system.System.scatter."},
     {"replace_page", hillfire_replace_page, METH_VARARGS,
      "replace_page(grains, pages, page, crc)\n\nSee hillfire.storage.store.sums."},
+    {"overwrite", hillfire_overwrite, METH_VARARGS,
+     "overwrite(update, record, types)\n\nSee hillfire.storage.store.overwrite."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,5 +7,6 @@
 
 PyObject *hillfire_scatter(PyObject *self, PyObject *args);
 PyObject *hillfire_replace_page(PyObject *self, PyObject *args);
+PyObject *hillfire_overwrite(PyObject *self, PyObject *args);
 
 #endif
