@@ -19,11 +19,14 @@ class Results(Sequence["int | Error"]):
 
     def __init__(self, results: Sequence["int | Error"]) -> None:
         """Take each I/O's outcome."""
-        self.errors: dict[int, Error] = {
-            at: each for at, each in enumerate(results) if isinstance(each, Error)
-        }
-        plain = [-1 if isinstance(each, Error) else each for each in results]
-        self.counts: Longs = np.array(plain if self.errors else results, np.int64)
+        self.errors: dict[int, Error] = {}
+        """by position"""
+        if not set(map(type, results)) <= {int}:
+            results = list(results)
+            for at, each in enumerate(results):
+                if isinstance(each, Error):
+                    self.errors[at], results[at] = each, -1
+        self.counts: Longs = np.array(results, np.int64)
 
     def __repr__(self) -> str:
         """Tell how much was done and what failed first."""
