@@ -18,8 +18,7 @@ def open_stream(core: Core, path: Path, mode: str) -> Operation[Stream]:
     plus = "+" in mode
     read, write = kind == "r" or plus, kind != "r" or plus
     if kind == "r":
-        inode = yield from lookup(core, path)
-        _check(core, inode, path, write)
+        inode = yield from readable(core, path, write)
         if write:
             inode = yield from with_path(_open(core, inode.id), path)
     else:
@@ -39,6 +38,17 @@ def open_stream(core: Core, path: Path, mode: str) -> Operation[Stream]:
     if kind == "a":
         stream.position = inode.length
     return stream
+
+
+def readable(core: Core, path: Path, write: bool = False) -> Operation[meta_pb2.Inode]:
+    """Return the inode of a regular file that may be read: all that a read needs, in one trip.
+
+    Raises:
+        Error: NOT_FOUND, IS_DIRECTORY, ACCESS and the like.
+    """
+    inode = yield from lookup(core, path)
+    _check(core, inode, path, write)
+    return inode
 
 
 def _open(core: Core, inode: int) -> Operation[meta_pb2.Inode]:

@@ -5,6 +5,7 @@ Writes go through a buffer (``writebuffer.py``); reads that follow one another a
 by others after flush, fsync or close, which settle the length.
 """
 
+import io
 from collections import deque
 from typing import Any
 
@@ -74,9 +75,13 @@ class Stream:
         if min(length, extent.length - offset) <= SLICE_BYTES:
             return (yield from reading.fetch(core, extent, offset, length, into))
         length = min(length, extent.length - offset)
-        view = memoryview(bytearray(length)) if into is None else into
-        yield from self._in_slices(offset, view[:length])
-        return length if into is not None else bytes(view)
+        if into is not None:
+            yield from self._in_slices(offset, into[:length])
+            return length
+        whole = io.BytesIO(bytes(length))  # filled in place, and handed out without a copy
+        with whole.getbuffer() as view:
+            yield from self._in_slices(offset, view)
+        return whole.getvalue()
 
     def _in_slices(self, offset: int, view: memoryview) -> Operation[None]:
         """Fill ``view`` by several fetches at once; none of them outlives this."""

@@ -4,26 +4,36 @@ Bytes pass through staging memory that servers fill: what is handed out as ``byt
 once, out of it; what goes from one file to another is not copied in this process at all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from hillfire.client import namespace, reading, writing
 from hillfire.client.actions import Join, Operation, Spawn
 from hillfire.client.adapters.results import good
 from hillfire.client.core import Core
-from hillfire.client.opening import open_stream
+from hillfire.client.items import Items
+from hillfire.client.opening import open_stream, readable
+from hillfire.client.plan import Extent
 from hillfire.client.stream import Stream
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
 from hillfire.proto.wire.base import Part
+from hillfire.region import Region
 
 T = TypeVar("T")
 
 WINDOW_BYTES = 8 << 20
 """Moved at once."""
-MAX_ITEMS = 1024
+MAX_ITEMS = 4096
 """Ranges read at once."""
+PIECE_BYTES = 8 << 20
+"""What is longer is read in such pieces."""
+FLIGHT_BYTES = 64 << 20
+"""Of pieces read at once."""
 WIDTH = 16
 """Metadata calls under way at once."""
 
@@ -115,12 +125,54 @@ def read_file(core: Core, path: str, start: int | None, end: int | None) -> Oper
     Raises:
         Error: of the path or of the bytes.
     """
+    extent = core.extent((yield from readable(core, path)))
+    return (yield from read_bytes(core, extent, *bounds(start, end, extent.length)))
 
-    def work(stream: Stream) -> Operation[bytes]:
-        offset, length = bounds(start, end, stream.length)
-        return (yield from stream.read_at(offset, length)) if length else b""
 
-    return (yield from using(core, path, "rb", work))
+def read_bytes(core: Core, extent: Extent, offset: int, length: int) -> Operation[bytes]:
+    """Return bytes that lie within a file, copied once.
+
+    Raises:
+        Error: of the first piece that cannot be read.
+    """
+    if not length:
+        return b""
+    if length <= WINDOW_BYTES:
+        return bytes((yield from reading.fetch(core, extent, offset, length)))
+    whole = io.BytesIO(bytes(length))  # filled in place, and handed out without a copy
+    region = Region.wrap(whole.getbuffer())
+    try:
+        yield from read_into(core, extent, [(offset, Part(region, 0, length))])
+    finally:
+        region.close()
+    return whole.getvalue()
+
+
+def read_into(core: Core, extent: Extent, reads: Iterable[tuple[int, Part]]) -> Operation[None]:
+    """Fill parts with a file's bytes from their offsets on, so many at once as do some good.
+
+    Raises:
+        Error: of the first that cannot be read.
+        EOFError: if the file ends before a part is full.
+    """
+    window: list[tuple[Extent, int, Part]] = []
+    filled = 0
+    for offset, (region, place, length) in reads:
+        for done in range(0, length, PIECE_BYTES):
+            piece = Part(region, place + done, min(PIECE_BYTES, length - done))
+            window.append((extent, offset + done, piece))
+            filled += piece.length
+            if filled >= FLIGHT_BYTES:
+                yield from _fill(core, window)
+                window, filled = [], 0
+    yield from _fill(core, window)
+
+
+def _fill(core: Core, window: list[tuple[Extent, int, Part]]) -> Operation[None]:
+    results = (yield from reading.read_batch(core, window)) if window else []
+    for (_, _, part), result in zip(window, results, strict=True):
+        if reading.only([result]) != part.length:
+            raise EOFError("the file is shorter than it was")
 
 
 def write_file(core: Core, path: str, value: Any, exclusive: bool) -> Operation[None]:
@@ -137,68 +189,67 @@ def write_file(core: Core, path: str, value: Any, exclusive: bool) -> Operation[
     yield from using(core, path, "xb" if exclusive else "wb", work)
 
 
-class _Range(NamedTuple):
-    number: int
-    stream: Stream
-    offset: int
-    length: int
-
-
 def read_ranges(
     core: Core, paths: Sequence[str], starts: Sequence[Any], ends: Sequence[Any]
 ) -> Operation[list["bytes | Error"]]:
     """Read one range of each path (paths may repeat): its bytes, or why they cannot be read."""
     names = list(dict.fromkeys(paths))
-
-    def work(opened: list["Stream | Error"]) -> Operation[list["bytes | Error"]]:
-        streams = dict(zip(names, opened, strict=True))
-        wanted = [(streams[path], *each) for path, *each in zip(paths, starts, ends, strict=True)]
-        return (yield from _read_wanted(core, wanted))
-
-    return (yield from using_many(core, names, "rb", work))
-
-
-def _read_wanted(core: Core, wanted: Sequence[tuple[Any, ...]]) -> Operation[list["bytes | Error"]]:
-    found: list[bytes | Error] = [b""] * len(wanted)
-    window: list[_Range] = []
-    filled = 0
-    for number, (stream, start, end) in enumerate(wanted):
-        if isinstance(stream, Error):
-            found[number] = stream
+    inodes = yield from gather([readable(core, name) for name in names])
+    files = dict(zip(names, inodes, strict=True))
+    extents = {
+        name: core.extent(each) for name, each in files.items() if not isinstance(each, Error)
+    }
+    numbers = {name: number for number, name in enumerate(extents)}
+    window = _Window(core, list(extents.values()), len(paths))
+    for number, (path, start, end) in enumerate(zip(paths, starts, ends, strict=True)):
+        extent = extents.get(path)
+        if extent is None:
+            window.found[number] = files[path]
             continue
-        offset, length = bounds(start, end, stream.length)
-        if filled + length > WINDOW_BYTES or len(window) == MAX_ITEMS:
-            yield from _read_window(core, window, filled, found)
-            window, filled = [], 0
+        offset, length = bounds(start, end, extent.length)
         if length > WINDOW_BYTES:
             try:
-                found[number] = yield from stream.read_at(offset, length)
+                window.found[number] = yield from read_bytes(core, extent, offset, length)
             except Error as error:
-                found[number] = error
+                window.found[number] = error
         elif length:
-            window.append(_Range(number, stream, offset, length))
-            filled += length
-    yield from _read_window(core, window, filled, found)
-    return found
+            if not window.has_room(length):
+                yield from window.read()
+            window.add(number, numbers[path], offset, length)
+    yield from window.read()
+    return window.found
 
 
-def _read_window(
-    core: Core, window: list[_Range], filled: int, found: list["bytes | Error"]
-) -> Operation[None]:
-    if not window:
-        return
-    with staged(core, filled) as part:
-        entries, place = [], part.offset
-        for _, stream, offset, length in window:
-            entries.append((stream.extent, offset, Part(part.region, place, length)))
-            place += length
-        results = yield from reading.read_batch(core, entries)
-        view = part.region.view
-        for each, (_, _, at), result in zip(window, entries, results, strict=True):
-            if isinstance(result, Error):
-                found[each.number] = result
-            else:
-                found[each.number] = bytes(view[at.offset : at.offset + result])
+class _Window:
+    """Ranges that are read at once into staging memory, one behind the other."""
+
+    def __init__(self, core: Core, extents: list[Extent], count: int) -> None:
+        self.found: list[Any] = [b""] * count
+        self._core = core
+        self._extents = extents
+        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._filled = 0
+
+    def has_room(self, length: int) -> bool:
+        return self._filled + length <= WINDOW_BYTES and len(self._rows) < MAX_ITEMS
+
+    def add(self, number: int, which: int, offset: int, length: int) -> None:
+        self._rows.append((number, which, offset, self._filled, length))
+        self._filled += length
+
+    def read(self) -> Operation[None]:
+        rows, filled, self._rows, self._filled = self._rows, self._filled, [], 0
+        if not rows:
+            return
+        _, which, offsets, places, lengths = np.array(rows, np.int64).T.copy()
+        with staged(self._core, filled) as part:
+            places += part.offset
+            items = Items(self._extents, which, offsets, places, lengths, part.region)
+            results = yield from reading.read_items(self._core, items)
+            view, found = part.region.view, self.found
+            for (number, *_), place, result in zip(rows, places.tolist(), results, strict=True):
+                failed = isinstance(result, Error)
+                found[number] = result if failed else bytes(view[place : place + result])
 
 
 def copy_file(core: Core, source: str, target: str) -> Operation[None]:

@@ -26,22 +26,16 @@ from torch.distributed.checkpoint._fsspec_filesystem import (
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from hillfire.client.actions import Operation
-from hillfire.client.adapters.moving import using
+from hillfire.client.adapters.moving import read_into, using
 from hillfire.client.adapters.torch_archive import (
     HEAD_BYTES,
     TAIL_BYTES,
     find_tensor,
     rows_wanted,
 )
-from hillfire.client.reading import only, read_batch
 from hillfire.client.stream import Stream
 from hillfire.proto.wire.base import Part
 from hillfire.region import Region
-
-WINDOW_BYTES = 64 << 20
-"""Read at once."""
-PIECE_BYTES = 8 << 20
-"""A larger tensor is read in such pieces."""
 
 
 class Checkpoints(FileSystem):  # type: ignore[misc]
@@ -107,16 +101,8 @@ class HillfireReader(FsspecReader):  # type: ignore[misc]
         """Read in place what can be of one file; return the other items."""
         tensors = [item for item in items if self._is_plain(item)]
         landings, taken = (yield from self._find(stream, tensors, planner)), set()
-        window: list[_Landing] = []
-        filled = 0
-        for landing in landings:
-            for piece in _pieces(landing):
-                window.append(piece)
-                filled += piece.part.length
-                if filled >= WINDOW_BYTES:
-                    yield from _fill(stream, window)
-                    window, filled = [], 0
-        yield from _fill(stream, window)
+        reads = [(landing.offset, landing.part) for landing in landings]
+        yield from read_into(stream._core, stream.extent, reads)
         for landing in landings:
             planner.commit_tensor(landing.item, landing.target)
             taken.add(id(landing.item))
@@ -138,7 +124,7 @@ class HillfireReader(FsspecReader):  # type: ignore[misc]
             ends.append((slot.offset, Part(region, place, head)))
             begin = slot.offset + slot.length - tail
             ends.append((begin, Part(region, place + HEAD_BYTES, tail)))
-        yield from _read_all(stream, ends)
+        yield from read_into(stream._core, stream.extent, ends)
         found = []
         for number, (item, slot) in enumerate(zip(items, slots, strict=True)):
             first, last = ends[2 * number][1], ends[2 * number + 1][1]
@@ -174,28 +160,3 @@ def _fits(target: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], n_by
         and target.is_contiguous()
         and target.nbytes == n_bytes > 0
     )
-
-
-def _pieces(landing: _Landing) -> Iterable[_Landing]:
-    region, place, length = landing.part
-    for done in range(0, length, PIECE_BYTES):
-        part = Part(region, place + done, min(PIECE_BYTES, length - done))
-        yield landing._replace(offset=landing.offset + done, part=part)
-
-
-def _fill(stream: Stream, window: list[_Landing]) -> Operation[None]:
-    yield from _read_all(stream, [(landing.offset, landing.part) for landing in window])
-
-
-def _read_all(stream: Stream, reads: list[tuple[int, Part]]) -> Operation[None]:
-    """Read (offset, part) each.
-
-    Raises:
-        Error: of the first that cannot be read.
-        EOFError: if the file is shorter than its checkpoint's metadata say.
-    """
-    entries = [(stream.extent, offset, part) for offset, part in reads]
-    results = (yield from read_batch(stream._core, entries)) if entries else []
-    for (_, part), result in zip(reads, results, strict=True):
-        if only([result]) != part.length:
-            raise EOFError("a file of the checkpoint is shorter than when it was written")

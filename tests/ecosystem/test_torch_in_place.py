@@ -118,5 +118,5 @@ def test_a_cut_file_is_an_error(running: LocalCluster) -> None:
     fs = fsspec.filesystem("hillfire")
     (name,) = fs.glob("/cut/*.distcp")
     fs.client.truncate(name, 1 << 20)
-    with pytest.raises(dcp.api.CheckpointException, match="shorter than when it was written"):
+    with pytest.raises(dcp.api.CheckpointException, match="shorter than it was"):
         dcp.load({"a": torch.zeros(1 << 20)}, storage_reader=HillfireReader(url))
