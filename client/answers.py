@@ -111,7 +111,7 @@ class Round:
         used = self.core.routes.version
         refresh, delay_s, prompt = self.refresh, self.delay_s, self.prompt
         self.refresh, self.delay_s, self.prompt = False, 0.0, False
-        if prompt and not self.core.retries.spend(1.0):
+        if prompt and not self.core.hedging.retries.spend(1.0):
             delay_s = max(delay_s, FIRST_DELAY_S)
         if refresh:
             yield from self.core.refresh(used, 0)

@@ -9,7 +9,7 @@ stay where they are, for callers that take them from there (``moved``); others a
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from crc32c import crc32c
 
@@ -98,35 +98,31 @@ def ask(
 
     ``moved``: the caller takes bytes from elsewhere too; filled in.
     """
-    if len(asks) == 1 and _other(core, asks[0], moved is not None) is None:
-        one = asks[0]
-        ticket = core.loads.started(one.node, one.items, one.bytes, core.clock())
-        error: Error | None = Error(Code.CANCELLED)
-        try:
-            (outcome,) = yield Exchange([one.call])
-            error = outcome.error
-        finally:
-            _ended(core, ticket, error)
-        _learn(core, one.node, outcome)
-        one.settle(outcome)
-        return
     asking = _Asking(core, asks, deadline, moved)
     try:
+        if len(asks) == 1:  # nearly always answered before a hedge is due: nothing to keep book of
+            yield from asking.first()
         yield from asking.run()
     finally:
         asking.end()
 
 
-def _ended(core: Core, ticket: Ticket, error: Error | None) -> None:
-    core.loads.ended(ticket, core.clock(), error is None)
-    core.hedging.budget.earn(ticket.cost)
-    if error is None:
-        core.retries.earn(1.0)
+def ask_plainly(core: Core, node: int, call: Call, n_bytes: int, now: float) -> Operation[Outcome]:
+    """Send one request that is not to be hedged, and return what came of it: the cheapest way."""
+    loads = core.loads
+    ticket = loads.started(node, 1, n_bytes, now)
+    try:
+        (outcome,) = yield Exchange([call])
+    except BaseException:
+        loads.ended(ticket, now, False)
+        raise
+    loads.ended(ticket, core.clock(), outcome[1] is None)
+    return cast(Outcome, outcome)
 
 
 def _learn(core: Core, node: int, outcome: Outcome) -> None:
     """Remember of a node whether it writes into this process's memory itself."""
-    if outcome.verified and outcome.error is None and node not in core.hedging.direct:
+    if outcome.verified and outcome.error is None:
         core.hedging.direct.add(node)
 
 
@@ -208,6 +204,30 @@ class _Asking:
         self._line = deque(asks)
         self._sent: list[_Sent] = []
 
+    def first(self) -> Operation[None]:
+        """Send the only request, and settle it if it is answered before it is due for a hedge."""
+        core, one = self._core, self._line.pop()
+        now = core.clock()
+        ticket = core.loads.started(one.node, one.items, one.bytes, now)
+        try:
+            (flying,) = yield Start((one.call,))
+            sent = _Sent(one, flying, ticket, _other(core, one, self._moved is not None))
+            delay_s = None
+            if sent.others is not None:
+                delay_s = core.hedging.delay_s(ticket, sent.others)
+            yield Await((flying,), IDLE_S if delay_s is None else delay_s)
+        except BaseException:
+            core.loads.ended(ticket, now, False)
+            raise
+        outcome = flying.outcome
+        if outcome is None:
+            sent.due = None if delay_s is None else now + delay_s
+            self._sent.append(sent)
+            return
+        core.loads.ended(ticket, core.clock(), outcome.error is None)
+        _learn(core, one.node, outcome)
+        one.settle(outcome)
+
     def run(self) -> Operation[None]:
         """Send, wait, settle, until nothing is left."""
         core = self._core
@@ -264,7 +284,7 @@ class _Asking:
         """Look what has become of one; tell whether it is done."""
         core, outcome = self._core, sent.flying.outcome
         if outcome is not None:
-            _ended(core, sent.ticket, outcome.error)
+            core.loads.ended(sent.ticket, now, outcome.error is None)
             sent.due = None
             if outcome.error is None or not sent.hedges:
                 yield from self._forget(sent, _LOST)
@@ -331,7 +351,6 @@ class _Asking:
         _WON.value += 1
         if sent.flying.outcome is None:
             core.loads.lost(sent.ticket, now)
-            core.hedging.budget.earn(sent.ticket.cost)
             yield Abandon([sent.flying])
         staged, sent.staged = sent.staged, None
         assert staged is not None

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
 from hillfire.client.bulk import Table
 from hillfire.client.channels import Channels
-from hillfire.client.hedge import RETRY_BURST, RETRY_SHARE, Budget, Hedging
+from hillfire.client.hedge import Hedging
 from hillfire.client.load import Loads
 from hillfire.client.plan import Extent
 from hillfire.client.retry import History, after_call, speaks_of_node
@@ -121,8 +121,6 @@ class Core:
         self.loads = Loads()
         self.hedging = Hedging(self.loads)
         self.window = Window(self.loads)
-        self.retries = Budget(RETRY_SHARE, RETRY_BURST)
-        """of reads that failed, at once"""
         self._requests = count(1)
         self.hold = set()
         self.handles = {}

@@ -11,7 +11,7 @@ Where hedges land is the affair of ``asking.py``: never where the first answer m
 Source: Dean & Barroso, "The Tail at Scale" (CACM 2013); gRPC's retry throttling (A6).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hillfire.client.load import Loads, Ticket, class_of
 
@@ -20,7 +20,7 @@ HEDGE_SHARE = 0.05
 HEDGE_BURST = 8 * 1024 * 1024
 """What a quiet client may spend on hedges at once, in bytes and requests' costs."""
 RETRY_SHARE = 0.2
-"""Retries at once for each request that went well."""
+"""Retries at once for each request that was answered."""
 RETRY_BURST = 64.0
 MIN_DELAY_S = 0.001
 """Nothing is hedged earlier: a thread that was not scheduled looks like that."""
@@ -33,20 +33,21 @@ MAX_HEDGED_BYTES = 4 * 1024 * 1024
 class Budget:
     """Tokens that are earned by a share of what happens anyway, up to a burst."""
 
-    __slots__ = ("burst", "left", "share")
+    __slots__ = ("_meter", "_seen", "burst", "left", "share")
 
-    def __init__(self, share: float, burst: float) -> None:
-        """Begin with a full burst."""
+    def __init__(self, share: float, burst: float, meter: Callable[[], float]) -> None:
+        """Begin with a full burst. ``meter`` counts what is done anyway; it is read seldom."""
         self.share = share
         self.burst = burst
         self.left = burst
-
-    def earn(self, amount: float) -> None:
-        """Note ``amount`` of what is done anyway."""
-        self.left = min(self.burst, self.left + amount * self.share)
+        self._meter = meter
+        self._seen = meter()
 
     def spend(self, amount: float) -> bool:
         """Take ``amount`` if it is there."""
+        now = self._meter()
+        self.left = min(self.burst, self.left + (now - self._seen) * self.share)
+        self._seen = now
         if self.left < amount:
             return False
         self.left -= amount
@@ -59,7 +60,9 @@ class Hedging:
     def __init__(self, loads: Loads, enabled: bool = True) -> None:
         """Decide by what ``loads`` knows of the nodes."""
         self.enabled = enabled
-        self.budget = Budget(HEDGE_SHARE, HEDGE_BURST)
+        self.budget = Budget(HEDGE_SHARE, HEDGE_BURST, lambda: loads.cost)
+        self.retries = Budget(RETRY_SHARE, RETRY_BURST, lambda: loads.answers)
+        """of reads that failed, at once"""
         self.direct: set[int] = set()
         """nodes that write into this process's memory themselves, abandoned or not"""
         self._loads = loads

@@ -99,8 +99,12 @@ class Loads:
         """pace of the nodes in the middle"""
         self.slow: frozenset[int] = frozenset()
         """nodes that small reads leave out"""
+        self.cost = 0
+        """of all that was ever sent"""
+        self.answers = 0
+        """that ever came"""
+        self._like = 0.0
         self._flying = 0
-        self._answers = 0
 
     def of(self, node: int) -> NodeLoad:
         """Return what is known of a node."""
@@ -115,6 +119,7 @@ class Loads:
         ticket = Ticket(node, load, REQUEST_COST + items * ITEM_COST + n_bytes, n_bytes, now)
         load.flying[id(ticket)] = ticket
         load.cost += ticket.cost
+        self.cost += ticket.cost
         load.asked = now
         self.bytes += n_bytes
         self._flying += 1
@@ -135,14 +140,15 @@ class Loads:
         if not answered:
             return
         took, late = now - ticket.at, load.late_s
-        size = class_of(ticket.bytes)
+        size = 0 if ticket.bytes <= 65536 else class_of(ticket.bytes)
         late[size] *= RISE if took > late[size] else FALL
         pace = took / ticket.before
         load.pace += (pace - load.pace) * PACE_WEIGHT if load.pace else pace
-        self._answers += 1
-        if not self.usual or self._answers % USUAL_EVERY == 0:
+        self.answers += 1
+        if not self.answers % USUAL_EVERY or not self.usual:
             self._find_usual()
-        self._judge(ticket.node, load)
+        if load.pace > self._like or load.slowness != 1.0:
+            self._judge(ticket.node, load)
 
     def overdue(self, ticket: Ticket, now: float) -> None:
         """Note that a request has taken so long already: its node is at least that slow."""
@@ -163,6 +169,7 @@ class Loads:
         paces = sorted(load.pace for load in list(self.nodes.values()) if load.pace)
         if paces:
             self.usual = paces[(len(paces) - 1) // 2]
+            self._like = LIKE_PACE * self.usual
 
     def _judge(self, node: int, load: NodeLoad) -> None:
         ratio = load.pace / self.usual if self.usual else 1.0

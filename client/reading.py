@@ -12,10 +12,10 @@ from typing import Any, TypeAlias, cast
 
 from hillfire import metrics
 from hillfire.client import bulk, plan
-from hillfire.client.actions import Operation
+from hillfire.client.actions import Call, Operation
 from hillfire.client.answers import Result as Result
 from hillfire.client.answers import Round, failed, settle, settle_bulk
-from hillfire.client.asking import Ask, Moved, ask, read_call
+from hillfire.client.asking import Ask, Moved, ask, ask_plainly, read_call
 from hillfire.client.bulk import Bulk
 from hillfire.client.core import Core
 from hillfire.client.items import Items
@@ -48,8 +48,14 @@ def read_batch(
     work.moved = moved
     single = _plan_single(core, entries[0]) if len(entries) == 1 else None
     if single is not None:
-        work.results[0] = single.bytes
-        yield from ask(core, (_ask(work, single),), work.deadline, moved)
+        work.results[0] = n_bytes = single.bytes
+        node, region, hedging = single.node[1], entries[0][2][0], core.hedging
+        if (moved is None and region.fd >= 0 and node in hedging.direct) or not hedging.enabled:
+            call = _call(core, single, work.deadline)
+            outcome = yield from ask_plainly(core, node, call, n_bytes, core.clock())
+            settle(work, single, outcome)
+        else:
+            yield from ask(core, (_ask(work, single),), work.deadline, moved)
         if work.todo or work.short:
             yield from work.between()
             yield from _finish(work)
@@ -265,14 +271,18 @@ def _plan(core: Core, work: Round, todo: list[Piece]) -> tuple[list[Batch], list
     return batcher.batches, stranded
 
 
-def _ask(work: Round, batch: Batch) -> Ask:
+def _call(core: Core, batch: Batch, deadline: float) -> Call:
     parts = [piece[4] for piece in batch.pieces]
     body = READ_ITEMS.pack(cast(Any, batch.records))
+    return read_call(core, batch.node, body, parts, deadline)
+
+
+def _ask(work: Round, batch: Batch) -> Ask:
     return Ask(
         batch.node[1],
-        read_call(work.core, batch.node, body, parts, work.deadline),
+        _call(work.core, batch, work.deadline),
         batch.bytes,
-        parts[0][0],
+        batch.pieces[0][4][0],
         batch.tell,
         partial(settle, work, batch),
     )

@@ -17,7 +17,7 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Part
 from hillfire.proto.wire.chunks import READ
 from hillfire.region import Quarantine, Region
-from hillfire.types import ByteRange
+from hillfire.types import ByteRange, InodeId, chunk_id
 from tests.unit.client_world import CHUNK, World
 
 DATA = random.Random(1).randbytes(30 * CHUNK)
@@ -50,7 +50,7 @@ class Late(World):
         for index in range(len(DATA) // CHUNK):
             chain = extent.layout.chain_of(index)
             assert chain
-            name = reading.chunk_id(reading.InodeId(5), index)
+            name = chunk_id(InodeId(5), index)
             self.chunks[name] = bytearray(DATA[index * CHUNK : (index + 1) * CHUNK])
         self.pool = Pool()
         self.core.pool = self.pool
@@ -161,7 +161,9 @@ def test_when_everything_is_slow_hedges_stay_within_their_budget() -> None:
     world.core.hedging.budget.burst = world.core.hedging.budget.left = 10 * 136 * 1024
     hedged = 0
     for _ in range(400):
+        cost = world.core.loads.cost
         usual(world, count=4)  # or it learns that this is usual
+        world.core.loads.cost = cost
         world.delays = {"n0": 0.05, "n1": 0.05, "n2": 0.05}
         world.read(0, 100)
         hedged = sum(world.asked.values()) - 400
@@ -330,8 +332,8 @@ def test_slow_nodes_are_left_out_of_arrays_where_others_serve() -> None:
 def test_retries_at_once_become_retries_after_a_pause_when_they_are_the_rule() -> None:
     world = Late()
     world.core.hedging.enabled = False
-    world.core.retries.left = 3.0
-    world.core.retries.share = 0.0
+    world.core.hedging.retries.left = 3.0
+    world.core.hedging.retries.share = 0.0
     turn = [0]
 
     def fault(node: int, item: Any) -> Code | None:
