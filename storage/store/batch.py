@@ -69,7 +69,7 @@ class Batch:
         if native.read is None:
             return self.leave_all(), ()
         into = self.into
-        if isinstance(into, Views):
+        if type(into) is Views:
             answer = native.read(self._items, into.base, look, wait, into.table)
         else:
             answer = native.read(self._items, into, look, wait)
@@ -87,7 +87,7 @@ class Batch:
     def n_bytes(self) -> int:
         """Return how many bytes are asked for."""
         into = self.into
-        return into.n_bytes if isinstance(into, Views) else sum(map(len, into))
+        return into.n_bytes if type(into) is Views else sum(map(len, into))
 
     def item(self, position: int) -> ReadItem:
         """Return what is asked for at a position."""

@@ -38,6 +38,7 @@ class EngineStore(Upkeep, ChunkStore):
         """Take over what ``read_parts`` found."""
         super().__init__(parts, options, opened)
         self._placer = Placer(self._blocks, self._make_room, self._catalog.get, self._pending)
+        self._direct: Direct | None = None
 
     # ------------------------------------------------------------------ records
 
@@ -245,10 +246,13 @@ class EngineStore(Upkeep, ChunkStore):
     def direct(self) -> Direct | None:
         """See ``ChunkStore.direct``."""
         files = self._blocks.files.table()
-        if files is None:
-            return None
-        catalog = self._catalog
-        return Direct(self._records, files, catalog.enter, catalog.leave)
+        direct = self._direct
+        if direct is None or direct[1] is not files:
+            if files is None:
+                return None
+            catalog = self._catalog
+            self._direct = direct = Direct(self._records, files, catalog.enter, catalog.leave)
+        return direct
 
     def read_pending(self, chunk: ChunkId, into: memoryview) -> int:
         """See ``ChunkStore.read_pending``."""
