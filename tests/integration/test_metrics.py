@@ -170,6 +170,7 @@ def test_errors_teach(running: LocalCluster, tmp_path: Path) -> None:
     for arguments, words in [
         (("profile", "storage-9", "--dir", directory), "there are manager"),
         (("bench", "io", "read-4kk", "--address", running.address), "read-4kx256"),
+        (("bench", "io", "--compare", __file__), "holds no figures"),
         (("bench", "io", "--size", "4 K", "--address", running.address), "less than one block"),
         (("metrics", "--address", running.address, "--listen", "nonsense"), "cannot listen"),
     ]:

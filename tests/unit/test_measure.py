@@ -1,13 +1,17 @@
 """The parts of ``hillfire bench io`` and ``hillfire profile`` that need no cluster."""
 
+import io
 import itertools
 import random
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from hillfire.cli import flame
+from hillfire.cli.bench_view import legend, stage_table, table_of
 from hillfire.cli.limits import Limits
 from hillfire.cli.load import offsets, run_for
 from hillfire.cli.workload import DEFAULT, parse
@@ -135,3 +139,46 @@ def test_a_large_profile_is_a_small_picture() -> None:
     text = flame.render({**stacks, ("p", *deep): 20_000}, "large")
     assert len(text) < 300_000
     assert "f149 (x.py:149)" in text
+
+
+def shown(table: object) -> str:
+    console = Console(width=170, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def row(name: str, per_s: float, p50_s: float, cpu_us: float) -> dict[str, Any]:
+    limit = {"items_per_s": 2 * per_s, "bytes_per_s": 2 * per_s * 4096, "reached": 0.5}
+    return {
+        "workload": name, "transport": "tcp", "block_bytes": 4096, "batch": 1,
+        "items_per_s": per_s, "bytes_per_s": per_s * 4096,
+        "call": {"p50_s": p50_s, "p99_s": 3 * p50_s}, "copied_per_byte": {"client": 1.0},
+        "cpu": {"us_per_item": cpu_us},
+        "limits": [
+            {**limit, "what": "preadv + CRC32C", "cpu_times": 2.5},
+            {**limit, "what": "sendfile -> recv_into", "cpu_times": None},
+        ],
+        "stages": [
+            {"operation": "read", "stage": "wire", "p50_s": 5e-5, "p99_s": 2e-3},
+            {"operation": "read", "stage": "disk", "p50_s": 3e-6, "p99_s": 1e-5},
+        ],
+    }  # fmt: skip
+
+
+def test_figures_stand_beside_their_limits_and_what_was_before() -> None:
+    rows = [row("read-4k", 20_000, 1e-4, 60), row("read-8k", 1, 1e-3, 1)]
+    before = [row("read-4k", 10_000, 2e-4, 80)]
+    lines = shown(table_of(rows, before)).splitlines()
+    first = next(line for line in lines if "read-4k" in line)
+    for each in ("tcp", "78.1 MiB/s", "20.0 k", "100 µs", "300 µs", "40.0 k/s", "50%", "60.0 µs",
+                 "2.50", "1.00", "+100%", "-50%", "-25%"):  # fmt: skip
+        assert each in first, each
+    second = next(line for line in lines if "sendfile" in line)
+    assert "40.0 k/s" in second and "read" not in second
+    assert "%" not in next(line for line in lines if "read-8k" in line).partition("50%")[2]
+    assert "Δ" not in shown(table_of(rows, []))
+    assert "preadv + CRC32C; sendfile -> recv_into" in legend(rows)
+    stages = shown(stage_table(rows))
+    assert stages.index("wire") < stages.index("disk")
+    assert "50.0 µs" in stages and "2.00 ms" in stages
+    assert stage_table([{**rows[0], "stages": []}]) == "no stage was timed"

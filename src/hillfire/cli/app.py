@@ -112,6 +112,7 @@ class Transport(StrEnum):
     """How bytes may move."""
 
     shm = "shm"
+    rdma = "rdma"
     tcp = "tcp"
 
 

@@ -132,7 +132,10 @@ def _fresh_cluster(nodes: int, replicas: int) -> Iterator[Path]:
         up += ["--nodes", str(nodes), "--replicas", str(replicas)]
         done = subprocess.run([*command, *up], env=state, capture_output=True, text=True)
         if done.returncode:
-            raise Error(Code.UNAVAILABLE, f"no cluster could be started: {done.stderr.strip()}")
+            log = directory / "supervisor.log"  # which is about to go
+            last = log.read_text().splitlines()[-1:] if log.exists() else []
+            why = "; ".join([done.stderr.strip(), *last])
+            raise Error(Code.UNAVAILABLE, f"no cluster could be started: {why}")
         try:
             yield directory
         finally:

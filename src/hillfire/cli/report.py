@@ -53,6 +53,7 @@ def report(
                 "tcp": node.endpoint.tcp,
                 "grpc": node.endpoint.grpc,
                 "shm": node.endpoint.shm,
+                "rdma": node.endpoint.rdma,
                 "rack": node.rack,
                 "draining": node.draining,
                 "checks": checks.get(int(node.id)),
