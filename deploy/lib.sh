@@ -99,3 +99,29 @@ prepare() {
     echo "$wanted" >>"$stamp"
   fi
 }
+
+# prepare_rdma: what boots the virtual machine with RDMA devices (tests/rdma/machine.py): QEMU, a kernel and an initial
+# file system, kept in ~/.cache/hillfire/rdma-vm or HILLFIRE_RDMA_VM, and Debian's pyverbs in the virtual environment
+# (PyPI's wants the same version of rdma-core on the system). Fails, saying why, where it cannot be had.
+prepare_rdma() {
+  command -v apt-get >/dev/null || { note "The guest's kernel comes from Debian's packages; there is no apt-get here."; return 1; }
+  install_packages qemu-system-x86 iproute2 libibverbs1 ibverbs-providers librdmacm1
+  if ! "$VENV/bin/python" -c 'import pyverbs.qp' 2>/dev/null; then
+    step "pyverbs" add_pyverbs || return 1
+  fi
+  step "a kernel for the guest" "$VENV/bin/python" -m tests.rdma.machine build
+}
+
+# add_pyverbs: copy Debian's python3-pyverbs, made for Debian's Python, into the virtual environment.
+add_pyverbs() {
+  local folder site
+  folder=$(mktemp -d)
+  site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+  (
+    cd "$folder" && apt-get -qq -o APT::Sandbox::User=root download python3-pyverbs &&
+      dpkg-deb -x python3-pyverbs_*.deb . && cp -r usr/lib/python3/dist-packages/pyverbs "$site/"
+  ) && "$VENV/bin/python" -c 'import pyverbs.qp'
+  local status=$?
+  rm -rf "$folder"
+  return $status
+}

@@ -90,7 +90,9 @@ async def main() -> None:
     if where := os.environ.get("WIRE_TEST_RDMA"):
         from hillfire.proto.wire.rdma import Door
 
-        door = f"{where}:0", Door(poll_us=int(os.environ.get("WIRE_TEST_RDMA_POLL_US", "0")))
+        device = os.environ.get("WIRE_TEST_RDMA_DEVICE", "")
+        poll_us = int(os.environ.get("WIRE_TEST_RDMA_POLL_US", "0"))
+        door = f"{where}:0", Door(device, poll_us)
     server = WireServer(
         Child().handle, tcp="127.0.0.1:0", shm=sys.argv[1], rdma=door, limits=limits
     )
