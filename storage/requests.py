@@ -121,7 +121,7 @@ class Payload:
         """Return the bytes as a part of a request to the successor."""
         memory = self.memory
         if isinstance(memory, Span):
-            return Part(memory.region, self.offset, len(self.view))
+            return _new(Part, (memory.region, self.offset, len(self.view)))
         if not self.view:
             return Part(_EMPTY, 0, 0)
         return Part(Region.wrap(self.view), 0, len(self.view))

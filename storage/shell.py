@@ -318,8 +318,9 @@ class TargetShell:
             for operation, _ in operations:
                 payload = operation.payload
                 if isinstance(payload, Payload):
-                    payload.memory.hold()
-                    memories.append(payload.memory)
+                    if not memories or payload.memory is not memories[-1]:
+                        payload.memory.hold()
+                        memories.append(payload.memory)
                     parts_of[operation] = payload.part()
             if old:
                 span, found = await read_pending(

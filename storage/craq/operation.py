@@ -55,7 +55,8 @@ class Link(IntEnum):
 
 # Their names for the per-I/O path, looked up once.
 SYNC, CLONE, REPAIR, HOLD = Kind.SYNC, Kind.CLONE, Kind.REPAIR, Kind.HOLD
-LOCKED, PREPARING, PENDING = Stage.LOCKED, Stage.PREPARING, Stage.PENDING
+QUEUED, LOCKED, PREPARING = Stage.QUEUED, Stage.LOCKED, Stage.PREPARING
+PENDING = Stage.PENDING
 COMMITTING, COMMITTED = Stage.COMMITTING, Stage.COMMITTED
 SENT, STALLED, WANTED, TRANSFER = Link.SENT, Link.STALLED, Link.WANTED, Link.TRANSFER
 FREE = Link.NONE
@@ -125,8 +126,8 @@ class Operation:
         """what the predecessor says the chunk will be"""
         self.image: Image | None = None
         """what the store says the chunk will be"""
-        self.stage = Stage.QUEUED
-        self.link = Link.NONE
+        self.stage = QUEUED
+        self.link = FREE
         self.attempt = 0
         """the last one to send it, of all that this target made"""
         self.serial = 0

@@ -31,6 +31,7 @@ from hillfire.storage.store.base import ChunkMeta, Image, Pending, Tag
 from hillfire.types import ChunkId, TargetId, Version
 
 STORY_LINES = 256
+_new = tuple.__new__  # half the price of calling a NamedTuple
 
 SERVING, SYNCING = PublicState.SERVING, PublicState.SYNCING
 ACTIVE = (SERVING, SYNCING)
@@ -155,11 +156,11 @@ class Table(ABC):
             return
         image = operation.image
         assert image is not None, operation
-        self._answer(operation, Outcome(0, operation.version, image.length, image.checksum))
+        self._answer(operation, _new(Outcome, (0, operation.version, image[0], image[1])))
 
     def _answer(self, operation: Operation, outcome: Outcome) -> None:
         for request, index in operation.waiters:
-            self._out.answers.append(Reply(request, index, *outcome))
+            self._out.answers.append(_new(Reply, (request, index, *outcome)))
         operation.waiters = []
 
     def _tell(self, line: str) -> None:
