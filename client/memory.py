@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hillfire.arrays import Rows, rows_of
+from hillfire.arrays import Rows, address_of, rows_of
 from hillfire.client.items import Longs, longs
 from hillfire.errors import Code, Error
+from hillfire.proto.wire.base import Part
 from hillfire.region import Region
 
 
@@ -54,6 +55,17 @@ def place(memory: Any, count: int | None, lengths: Any, places: Any) -> tuple[Re
     region = Region.holding(rows.address, rows.end) or Region.wrap(memory)
     first = rows.address - region.address
     return region, first + rows.stride * np.arange(number, dtype=np.int64), long
+
+
+def part_of(view: memoryview) -> Part | None:
+    """Return a buffer as a part of the allocated region that it lies in, None if there is none."""
+    if view.readonly:
+        return None
+    start = address_of(view)
+    region = Region.holding(start, start + len(view))
+    if region is None or region.fd < 0:
+        return None
+    return Part(region, start - region.address, len(view))
 
 
 def _whole(rows: Rows) -> Rows:

@@ -9,7 +9,7 @@ import io
 from collections import deque
 from typing import Any
 
-from hillfire.client import reading, writing
+from hillfire.client import memory, reading, writing
 from hillfire.client.actions import Join, Operation, Spawn
 from hillfire.client.core import Core
 from hillfire.client.plan import Extent
@@ -22,6 +22,8 @@ SLICE_BYTES = 4 * 1024 * 1024
 """A longer read is fetched in slices, ``SLICES`` of them at once."""
 SLICES = 4
 PEEK_BYTES = 8192
+DIRECT_BYTES = 64 * 1024
+"""A read of as much into memory of a region lands there at once, past staging and read-ahead."""
 MAX_READ = 1 << 28
 """Of one step of a read to the end."""
 FRESH_S = 1.0
@@ -72,6 +74,10 @@ class Stream:
         if offset + length > self.length:
             yield from self._look_again()
         core, extent = self._core, self.extent
+        if into is not None and length >= DIRECT_BYTES:
+            part = memory.part_of(into[:length])
+            if part is not None:
+                return reading.only((yield from reading.read_batch(core, [(extent, offset, part)])))
         if min(length, extent.length - offset) <= SLICE_BYTES:
             return (yield from reading.fetch(core, extent, offset, length, into))
         length = min(length, extent.length - offset)
@@ -132,8 +138,9 @@ class Stream:
     def read_into(self, into: memoryview) -> Operation[int]:
         """Fill ``into`` from the position on as far as there is, and move it."""
         done, total = 0, len(into)
+        direct = total >= DIRECT_BYTES and not self._ahead and memory.part_of(into) is not None
         while done < total:
-            view = yield from self._next(total - done)
+            view = None if direct else (yield from self._next(total - done))
             if view is None:
                 count = int((yield from self.read_at(self.position, total - done, into[done:])))
             else:

@@ -16,6 +16,7 @@ import pytest
 import hillfire
 from hillfire.client.filesystem import FileSystem
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import copies
 from tests.cluster import LocalCluster, cluster
 
 MIB = 1 << 20
@@ -50,6 +51,7 @@ def chosen(count: int, seed: int = 0) -> Any:
 def test_rows_of_an_array_are_filled_in_place(fs: FileSystem) -> None:
     region = fs.register(512 * SAMPLE)
     batch = region.numpy("<u4", (512, SAMPLE // 4))
+    copied = copies.CLIENT.value
     foreign = np.zeros((100, SAMPLE // 4), "<u4")
     with fs.open("/samples", "rb") as file:
         index = chosen(512)
@@ -60,7 +62,10 @@ def test_rows_of_an_array_are_filled_in_place(fs: FileSystem) -> None:
             fs.read_many(file, index[:7] * SAMPLE, batch[3:10]).check().counts.sum() == 7 * SAMPLE
         )
         assert (batch[3:10] == index[:7, None]).all() and (batch[10] == index[10]).all()
+        assert copies.CLIENT.value == copied, "nothing is copied into memory of a region"
         fs.read_many(file, index[:100] * SAMPLE, foreign).check()
+        if fs._shell._transport == "shm":
+            assert copies.CLIENT.value == copied + 100 * SAMPLE
         assert (foreign == index[:100, None]).all()
         one = fs.read_many(file, 5 * SAMPLE, batch[0])
         assert list(one) == [SAMPLE] and (batch[0] == 5).all()
@@ -74,6 +79,24 @@ def test_rows_of_an_array_are_filled_in_place(fs: FileSystem) -> None:
             )
         tail = fs.read_many(file, [SAMPLES * SAMPLE - 10, SAMPLES * SAMPLE], region, lengths=4096)
         assert list(tail) == [10, 0]
+
+
+def test_a_file_is_read_into_a_region_past_staging(fs: FileSystem) -> None:
+    region = fs.register(SAMPLES * SAMPLE)
+    numbers = region.numpy("<u4", (SAMPLES, SAMPLE // 4))
+    with fs.open("/samples", "rb") as file:
+        assert file.readinto(numbers) == SAMPLES * SAMPLE == file.tell()
+        assert (numbers == np.arange(SAMPLES)[:, None]).all()
+        assert file.readinto(numbers) == 0
+        numbers[:] = 0
+        file.seek(-100 * SAMPLE, 2)
+        assert file.readinto(numbers) == 100 * SAMPLE, "short at the end"
+        assert (numbers[:100, 0] == np.arange(SAMPLES - 100, SAMPLES)).all()
+        assert not numbers[100:].any()
+        file.seek(0)
+        assert file.read(2 * SAMPLE) == samples()[:2].tobytes()
+        assert file.readinto(numbers[:50]) == 50 * SAMPLE
+        assert (numbers[:50, 9] == np.arange(2, 52)).all()
 
 
 def test_many_files_and_one_write(fs: FileSystem) -> None:
