@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from hillfire.proto.wire.base import (
     Request,
 )
 from hillfire.proto.wire.blocking import BlockingConnection
+from hillfire.proto.wire.chunks import READ
+from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.pick import connect_async, connect_blocking
 from hillfire.proto.wire.server import WireServer
 from hillfire.region import Region
@@ -613,6 +616,81 @@ def test_connections_are_counted_by_transport(server: Server) -> None:
     for face in faces:
         face.end()
     assert counted() == {}
+
+
+def test_answers_that_are_not_taken_hold_further_requests_back() -> None:
+    """Over tcp a server works ahead of a slow client by a few answers only."""
+    many, limit = 100, 2 * MIB
+
+    async def main() -> None:
+        asked = 0
+
+        def handle(incoming: Incoming) -> Answer:
+            nonlocal asked
+            asked += incoming.method == FILL
+            return Answer(filled=[len(view) for view in incoming.destinations])
+
+        limits = Limits(unsent_bytes=limit)
+        server = WireServer(handle, tcp="127.0.0.1:0", shm=None, limits=limits)
+        await server.start()
+        endpoint = Endpoint("", server.tcp_address, "", "")
+        slow = await asyncio.to_thread(connect_blocking, endpoint, TIMEOUT_S, transport="tcp")
+        region = Region.allocate(MIB)
+        fill = Request(FILL, b"", (), [Part(region, 0, MIB)])
+        tickets = [slow.start(fill, TIMEOUT_S) for _ in range(many)]
+        other = await connect_async(endpoint, TIMEOUT_S, transport="tcp")
+        for _ in range(20):
+            await other.request(Request(ECHO, b""), TIMEOUT_S)
+        in_sockets = 12 * MIB  # what kernels take at most, on both sides
+        assert 0 < asked <= (limit + in_sockets) // MIB + 1
+        for ticket in tickets:
+            await asyncio.to_thread(slow.finish, ticket, TIMEOUT_S)
+        assert asked == many
+        slow.close()
+        other.close()
+        await server.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_way_is_timed_apart_from_the_server(tmp_path: Path, transport: str) -> None:
+    """A response tells how long its request was at the server: the rest was spent on the way."""
+
+    async def main() -> None:
+        begun, gate = asyncio.Event(), asyncio.Event()
+
+        async def handle(incoming: Incoming) -> Answer:
+            begun.set()
+            await gate.wait()
+            return Answer()
+
+        server = WireServer(handle, tcp="127.0.0.1:0", shm=str(tmp_path / "wire.sock"))
+        await server.start()
+        endpoint = Endpoint("", server.tcp_address, server.shm_path, "")
+        connection = await connect_async(endpoint, TIMEOUT_S, transport=transport)
+        on_way_ns, at_server_ns = metrics.READ.wire.total_ns, metrics.READ.server.total_ns
+        sent_ns = time.monotonic_ns()
+        asked = asyncio.ensure_future(connection.request(Request(READ, b""), TIMEOUT_S))
+        await begun.wait()
+        arrived_ns, held_ns = time.monotonic_ns(), 0
+
+        def release() -> None:
+            nonlocal held_ns
+            held_ns = time.monotonic_ns() - arrived_ns
+            gate.set()
+
+        asyncio.get_running_loop().call_later(SHORT_S, release)
+        await asked
+        whole_ns = time.monotonic_ns() - sent_ns
+        on_way_ns = metrics.READ.wire.total_ns - on_way_ns
+        at_server_ns = metrics.READ.server.total_ns - at_server_ns
+        assert held_ns <= at_server_ns <= whole_ns
+        assert on_way_ns <= whole_ns - held_ns + 1000  # it travels as whole microseconds
+        connection.close()
+        await server.stop()
+
+    asyncio.run(main())
 
 
 def test_an_address_that_is_taken_is_named(server: Server, tmp_path: Path) -> None:
