@@ -50,20 +50,18 @@ scatter: Callable[[int, list[tuple[int, Buffer]]], None] | None = None
 overwrite: Overwrite | None = None
 replace_page: Callable[["array[int]", "array[int]", int, int], None] | None = None
 
-try:  # by name, so that an older build of the extension counts as none
-    from hillfire.native._fast import chunk_sums as _chunk_sums
-    from hillfire.native._fast import crc32c as _crc32c
-    from hillfire.native._fast import overwrite as _overwrite
-    from hillfire.native._fast import read as _read
-    from hillfire.native._fast import replace_page as _replace_page
-    from hillfire.native._fast import scatter as _scatter
-    from hillfire.native._fast import sums as _sums
-except ImportError:
+try:
+    from hillfire.native import _fast
+
+    _functions = (
+        _fast.chunk_sums, _fast.crc32c, _fast.sums, _fast.read, _fast.scatter,
+        _fast.replace_page, _fast.overwrite,
+    )  # fmt: skip
+except (ImportError, AttributeError):  # none, or an older build, which counts as none
     FAST = False
     chunk_sums, crc32c, sums = pure.chunk_sums, pure.crc32c, pure.sums
 else:
     FAST = True
-    chunk_sums, crc32c, sums = _chunk_sums, _crc32c, _sums
-    read, scatter, replace_page, overwrite = _read, _scatter, _replace_page, _overwrite
+    chunk_sums, crc32c, sums, read, scatter, replace_page, overwrite = _functions
 
 __all__ = ["FAST", "Read", "chunk_sums", "crc32c", "read", "replace_page", "scatter", "sums"]
