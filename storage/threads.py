@@ -1,11 +1,18 @@
 """Threads: blocking store calls off the event loop, counted, so that one can wait for their end."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
 
+from hillfire import metrics
+
 T = TypeVar("T")
+
+_WAIT = metrics.histogram(
+    "hillfire_thread_wait_seconds", "How long jobs waited for a thread: long if io_threads are few."
+)
 
 
 class Threads:
@@ -23,8 +30,10 @@ class Threads:
         """Run ``work`` in a thread, then ``done(result or exception)`` on the event loop."""
         self.hold()
         finished, later = self._finished, self.loop.call_soon_threadsafe
+        submitted_ns = time.monotonic_ns()
 
         def run() -> None:
+            _WAIT.observe(time.monotonic_ns() - submitted_ns)
             result: object
             try:
                 result = work()
