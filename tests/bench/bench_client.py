@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 from crc32c import crc32c
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -31,6 +32,7 @@ from tests.cluster import cluster
 MIB = 1 << 20
 FILE_BYTES = 256 * MIB
 SMALL, BATCH, LARGE = 4096, 256, 32
+QUEUED, ROUND = 4, 64
 SINGLES = 2000
 ROUNDS = 15
 
@@ -107,7 +109,7 @@ def limits(directory: Path, region: Region) -> dict[str, float]:
 def client(fs: FileSystem, wire: str, region: Region, best: dict[str, float]) -> None:
     """Take the client's figures over one wire."""
     note = "3 replicas; page-cache durability"
-    path, chance = f"/bench-{wire}", random.Random(1)
+    path, chance, random_blocks = f"/bench-{wire}", random.Random(1), np.random.default_rng(1)
     region.view[:] = random.Random(0).randbytes(MIB) * (len(region.view) // MIB)
 
     def fill() -> None:
@@ -155,11 +157,49 @@ def client(fs: FileSystem, wire: str, region: Region, best: dict[str, float]) ->
         def large_write() -> None:
             assert fs.write_batch(bulk, region) == [MIB] * LARGE
 
+        rows = region.numpy("u1", (QUEUED, BATCH, SMALL))
+        foreign = np.ones((LARGE, MIB), "u1")
+
+        def many() -> None:
+            fs.read_many(file, random_blocks.integers(blocks, size=BATCH) * SMALL, rows[0]).check()
+
+        def many_foreign() -> None:
+            fs.read_many(file, np.arange(LARGE) * MIB, foreign).check()
+
+        def queued() -> None:
+            """Read ``ROUND`` batches, ``QUEUED`` of them on their way at once."""
+            left = ROUND - QUEUED
+            with fs.queue() as queue:
+                for slot in rows:
+                    at = random_blocks.integers(blocks, size=BATCH) * SMALL
+                    queue.read(file, at, slot, tag=slot)
+                for transfer in queue:
+                    transfer.result().check()
+                    if left:
+                        left -= 1
+                        at = random_blocks.integers(blocks, size=BATCH) * SMALL
+                        queue.read(file, at, transfer.tag, tag=transfer.tag)
+
         latency(f"{wire}: one 4 KiB read_at", single, note)
         latency(f"{wire}: one 4 KiB read into a region", single_region, note)
         for what, count, unit, work, limit in [
             (f"4 KiB reads, batches of {BATCH}", BATCH, "/s", small, best["small"]),
+            (f"4 KiB reads, arrays of {BATCH}", BATCH, "/s", many, best["small"]),
+            (
+                f"4 KiB reads, arrays of {BATCH}, {QUEUED} queued",
+                BATCH * ROUND,
+                "/s",
+                queued,
+                best["small"],
+            ),
             (f"1 MiB reads, batches of {LARGE}", LARGE / 1024, "GiB/s", large, best["read"]),
+            (
+                f"1 MiB reads into foreign memory, arrays of {LARGE}",
+                LARGE / 1024,
+                "GiB/s",
+                many_foreign,
+                best["read"],
+            ),
             (
                 f"1 MiB writes, batches of {LARGE}",
                 LARGE / 1024,
