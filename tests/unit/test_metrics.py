@@ -1,10 +1,12 @@
 """Histograms tell the truth within their buckets, can be added and subtracted, and travel."""
 
 import random
+import re
 import statistics
 import subprocess
 import sys
 import timeit
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -193,3 +195,19 @@ def test_figures_are_readable() -> None:
     plain = plain_sample(Sample("x_seconds", Kind.HISTOGRAM, (), "", times=times_of(1000)))
     assert plain["count"] == 1
     assert plain["p50_s"] == pytest.approx(1e-6, rel=0.25)
+
+
+def test_every_metric_is_documented() -> None:
+    root = Path(__file__).resolve().parents[2]
+    told = (root / "docs" / "operating.md").read_text()
+    names = set()
+    for folder in ("client", "fuse", "meta", "proto", "storage", "src/hillfire"):
+        for path in sorted((root / folder).rglob("*.py")):
+            found = re.findall(
+                r'"((?:hillfire|process)_[a-z_]+_(?:total|seconds|bytes)|hillfire_connections)"',
+                path.read_text(),
+            )
+            names |= set(found)
+    names |= {f"hillfire_{what}_total" for what in ("items", "bytes", "errors")}
+    assert len(names) > 10
+    assert not [name for name in sorted(names) if f"`{name}" not in told]
