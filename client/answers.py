@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
-from crc32c import crc32c
 
 from hillfire import metrics
 from hillfire.client import plan
@@ -20,6 +19,7 @@ from hillfire.client.core import Core
 from hillfire.client.plan import Batch, Piece
 from hillfire.client.retry import FIRST_DELAY_S, History, Verdict, after_read
 from hillfire.errors import Code, Error
+from hillfire.native import crc32c
 from hillfire.proto.wire.chunk_arrays import read_results
 from hillfire.proto.wire.chunks import READ_RESULTS
 

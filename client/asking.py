@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-from crc32c import crc32c
-
 from hillfire import metrics
 from hillfire.client import plan
 from hillfire.client.actions import (
@@ -29,6 +27,7 @@ from hillfire.client.core import Core
 from hillfire.client.load import Ticket
 from hillfire.client.plan import Batch, Piece, Replica
 from hillfire.errors import Code, Error
+from hillfire.native import crc32c
 from hillfire.proto.wire.base import Part, Request
 from hillfire.proto.wire.chunks import READ, READ_ITEMS, READ_RESULTS
 from hillfire.region import Region

@@ -7,8 +7,6 @@ that overlap go one after another, in the order of the batch.
 from collections.abc import Sequence
 from typing import Any, cast
 
-from crc32c import crc32c
-
 from hillfire import metrics
 from hillfire.client import plan
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
@@ -18,6 +16,7 @@ from hillfire.client.plan import Batch, Extent, Piece
 from hillfire.client.reading import Entry
 from hillfire.client.retry import History, after_call, after_write, delay_s
 from hillfire.errors import Code, Error
+from hillfire.native import crc32c
 from hillfire.proto import meta_pb2, service, storage_pb2
 from hillfire.proto.wire.base import Part, Request
 from hillfire.proto.wire.chunks import NO_CHUNK, WRITE, WRITE_ITEMS, WRITE_RESULTS, Kind
