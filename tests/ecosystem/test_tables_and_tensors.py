@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hillfire.client.adapters.fsspec import HillfireFileSystem
+from hillfire.errors import Code, Error
 from tests.cluster import LocalCluster
 
 pa = pytest.importorskip("pyarrow")
@@ -114,19 +115,36 @@ def test_pandas(fs: HillfireFileSystem, top: str) -> None:
 
 def test_safetensors(fs: HillfireFileSystem, top: str) -> None:
     torch = pytest.importorskip("torch")
-    safetensors = pytest.importorskip("safetensors")
-    from safetensors.numpy import load as load_arrays
-    from safetensors.torch import load as load_tensors
-    from safetensors.torch import save
+    pytest.importorskip("safetensors")
+    from safetensors.torch import load, save
+
+    from hillfire.client.adapters.safetensors import load_file
 
     state = {
-        "weight": torch.arange(1 << 20, dtype=torch.float32).reshape(1024, 1024),
+        "weight": torch.arange(9 << 20, dtype=torch.float32).reshape(9, -1),  # 36 MiB
         "half": torch.arange(4096).to(torch.bfloat16),
+        "odd": torch.arange(7, dtype=torch.uint8),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "eight": torch.ones(16).to(torch.float8_e4m3fn),
         "empty": torch.empty(0, 8),
+        **{f"layer.{number}": torch.full((3, 5), number) for number in range(1000)},
     }
-    fs.pipe(f"{top}/model.safetensors", save(state, metadata={"step": "1000"}))
-    data = fs.cat(f"{top}/model.safetensors")
-    found = load_tensors(data)
-    assert all(torch.equal(found[name], state[name]) for name in state)
-    with pytest.raises(safetensors.SafetensorError):
-        load_arrays(data[:-1])
+    url = f"hillfire://{top}/model.safetensors"
+    data = save(state, metadata={"step": "1000"})
+    fs.pipe(url, data)
+    for found in (load(fs.cat(url)), load_file(url)):
+        assert found.keys() == state.keys()
+        for name, tensor in state.items():
+            assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+            raw, wanted = (each.reshape(-1).view(torch.uint8) for each in (found[name], tensor))
+            assert torch.equal(raw, wanted)
+    some = load_file(url, names=["half", "layer.7"])
+    assert list(some) == ["half", "layer.7"] and torch.equal(some["layer.7"], state["layer.7"])
+    some["half"] += 1  # they are the caller's own
+    with pytest.raises(KeyError):
+        load_file(url, names=["none"])
+    for wrong in (b"", data[:7], data[:100], data[:-1], b"\xff" * 100, b"\2\0\0\0\0\0\0\0[]"):
+        fs.pipe(f"{top}/wrong", wrong)
+        with pytest.raises(Error) as raised:
+            load_file(f"hillfire://{top}/wrong")
+        assert raised.value.code is Code.CORRUPT
