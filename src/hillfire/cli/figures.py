@@ -7,7 +7,7 @@ from hillfire import metrics
 PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999))
 
 
-WIDTH = 128
+WIDTH = 138
 """What tables of figures take: on a narrower terminal lines wrap, and no figure is cut off."""
 
 
