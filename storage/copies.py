@@ -4,10 +4,9 @@ The asking side knows how long its own copy is and offers as much memory; if the
 it is told so, and asks again with enough.
 """
 
-from crc32c import crc32c
-
 from hillfire.cluster import Node
 from hillfire.errors import Code, Error
+from hillfire.native import crc32c
 from hillfire.proto.wire.base import Part, Request
 from hillfire.proto.wire.chunks import FETCH, FETCH_ITEMS, FETCH_RESULTS, FetchItem, FetchResult
 from hillfire.storage.craq.events import Copy

@@ -36,6 +36,8 @@ INLINE_READ_BYTES = (4 if (os.cpu_count() or 1) <= FEW_CORES else 1) * MIB
 4 MiB take the event loop 0.3 ms; where cores are few, a thread would only take one from whoever
 waits for the answer, and costs 0.1 ms itself. Where there are many, they read beside each other.
 """
+DIRECT_PARTS = 4
+"""Of a disk's share of a request, read beside each other."""
 
 
 class Reads:
@@ -119,20 +121,17 @@ class Reads:
                 direct.leave(number)
 
     async def _read_slowly(self, batch: Batch, slow: Sequence[tuple[int, TargetShell]]) -> Answer:
-        # One job a disk: a disk that hangs must not keep from the others' threads.
-        jobs: dict[Executor, list[tuple[int, TargetShell]]] = {}
-        for each in slow:
-            jobs.setdefault(each[1].threads.executor, []).append(each)
+        jobs = _share_out(slow)
         self._meter.enter(time.monotonic_ns())
         try:
             # The destinations are used until the threads have ended, whoever is cancelled.
-            reading = [_read_job(batch, job) for job in jobs.values()]
+            reading = [_read_job(batch, job) for job in jobs]
             await to_the_end(asyncio.gather(*reading))
         finally:
             self._meter.leave(time.monotonic_ns())
         if not self._lease_valid():
             raise Error(Code.LEASE_EXPIRED, "the lease ended during the read")
-        for job, task in zip(jobs.values(), reading, strict=True):
+        for job, task in zip(jobs, reading, strict=True):
             part, failed = task.result()
             batch.take([position for position, _ in job], part)
             for position, shell, code in failed:
@@ -174,6 +173,22 @@ class Reads:
         elif result.code == Code.CORRUPT:
             shell.damaged(item.chunk, "found by another target's repair")
         return result
+
+
+def _share_out(slow: Sequence[tuple[int, TargetShell]]) -> list[list[tuple[int, TargetShell]]]:
+    """Make jobs for threads: one a disk, so that one that hangs keeps from its own only.
+
+    Several where reads go past the page cache, since nobody reads ahead for them.
+    """
+    disks: dict[Executor, list[tuple[int, TargetShell]]] = {}
+    for each in slow:
+        disks.setdefault(each[1].threads.executor, []).append(each)
+    jobs = []
+    for share in disks.values():
+        direct = share[0][1].store.direct()
+        parts = DIRECT_PARTS if direct is not None and direct.files[2] else 1
+        jobs += [share[first::parts] for first in range(min(parts, len(share)))]
+    return jobs
 
 
 def _answer(batch: Batch) -> Answer:

@@ -6,9 +6,8 @@ A batch takes its memory in one piece, so that two of them cannot hold half each
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from hillfire.errors import Code, Error
+from hillfire.native import crc32c
 from hillfire.proto.wire.base import Part
 from hillfire.proto.wire.chunks import ForwardItem, Kind
 from hillfire.storage.craq.operation import Operation

@@ -92,7 +92,8 @@ class DiskBlocks:
             except OSError:  # tmpfs of old kernels: everything goes through the page cache
                 self._direct = self._direct_reads = False
         direct = self._direct_fds if self._direct_reads else {}
-        self._table = _by_class(self._single_fds), _by_class(self._fds), _by_class(direct)
+        past = _by_class(direct) if direct else ()
+        self._table = _by_class(self._single_fds), _by_class(self._fds), past
         return fd
 
     def sizes(self) -> dict[int, int]:
