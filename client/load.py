@@ -46,6 +46,8 @@ that they balance where one in twenty takes longer (Tierney, "space-efficient re
 for estimating a quantile", 1983)."""
 FIRST_LATE_S = 0.05
 """The estimate before the first answer."""
+FIRST_FACTOR = 4.0
+"""The estimate after it, at most, in times of what it took."""
 
 
 def class_of(n_bytes: int) -> int:
@@ -141,7 +143,10 @@ class Loads:
             return
         took, late = now - ticket.at, load.late_s
         size = 0 if ticket.bytes <= 65536 else class_of(ticket.bytes)
-        late[size] *= RISE if took > late[size] else FALL
+        if late[size] != FIRST_LATE_S:
+            late[size] *= RISE if took > late[size] else FALL
+        else:
+            late[size] = min(FIRST_FACTOR * took, 0.99 * FIRST_LATE_S)
         pace = took / ticket.before
         load.pace += (pace - load.pace) * PACE_WEIGHT if load.pace else pace
         self.answers += 1
