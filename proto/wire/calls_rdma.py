@@ -114,9 +114,8 @@ class RdmaCalls(Calls):
             return  # answered: it went ahead meanwhile
         waiter = Waiter(n_bytes, self._stream.wake)
         with _lock:
-            granted = _window.take(n_bytes)
-            if not granted:
-                _window.wait(waiter)
+            _window.wait(waiter)
+            granted = _window.retry(waiter)  # whoever is first may be somebody who never looks
         if granted:
             self._grant(number, n_bytes)
         else:
@@ -151,15 +150,15 @@ class RdmaCalls(Calls):
     def _arrived(self, number: int) -> None:
         """Give a request's room back: its bytes are here, or will never come."""
         waiter = self._waiting.pop(number, None)
-        if waiter is not None:
-            self._stream.waits_for_room = bool(self._waiting)
-            with _lock:
-                _window.leave(waiter)
         n_bytes = self._taken.pop(number, None)
-        if n_bytes is not None:
-            with _lock:  # whoever is woken cannot close its stream meanwhile
-                for each in _window.give(n_bytes):
-                    each.wake()
+        if waiter is None and n_bytes is None:
+            return
+        self._stream.waits_for_room = bool(self._waiting)
+        with _lock:  # whoever is woken cannot close its stream meanwhile
+            if waiter is not None:
+                _window.leave(waiter)
+            for each in _window.give(n_bytes or 0):
+                each.wake()
 
     def answered(self, frame: Frame) -> Call | None:
         """Take an answer in; its bytes have arrived before it."""

@@ -10,6 +10,7 @@ request names: keys are per process. Storage nodes are trusted so far, as they a
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -31,6 +32,9 @@ from hillfire.proto.wire.rdma_offer import (
     decode,
     encode_offer,
     encode_refusal,
+)
+from hillfire.proto.wire.rdma_offer import (
+    MAX_BODY_BYTES as MAX_OFFER_BYTES,
 )
 from hillfire.proto.wire.rdma_runs import Remote, Run, runs
 from hillfire.proto.wire.rdma_stream import RdmaStream
@@ -93,7 +97,8 @@ class Room:
                 await future
                 future = loop.create_future()
         finally:
-            self._window.leave(waiter)
+            if self._window.leave(waiter):
+                self.give(0)  # whoever woke us meant somebody
 
     def give(self, n_bytes: int) -> None:
         """Give room back."""
@@ -147,7 +152,10 @@ class RdmaSide:
         if not total:
             nothing = [memoryview(bytearray()) for _ in parts]
             return Opened(nothing[: frame.sources], nothing[frame.sources :], None, 0)
-        memory = self._device.buffer(total)
+        try:
+            memory = self._device.buffer(total)
+        except Error as exc:
+            raise Error(Code.OVERLOADED, exc.strerror or "") from exc  # no full disk
         kept = Kept(frame.request, memory, parts[: frame.sources], parts[frame.sources :])
         if kept.destinations and kept.destinations[0].key & GRANTED:
             first = kept.destinations[0]
@@ -308,6 +316,8 @@ class Door:
             if link is not None:
                 link.close()
             if isinstance(exc, Error):
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(MAX_OFFER_BYTES)  # what is unread would reset the connection
                 await loop.sock_sendall(sock, encode_refusal(exc))
             raise
         stream = RdmaStream(link, peer, sock, poll_us=self._poll_us, hold_back=True)

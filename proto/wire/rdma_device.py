@@ -24,11 +24,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hillfire.errors import Code, Error
+from hillfire.proto.wire import forks
 from hillfire.proto.wire.tcp import POOL_BYTES
 from hillfire.region import Region
 
 try:
     from pyverbs.device import Context, get_device_list
+    from pyverbs.fork import fork_init, is_fork_initialized
     from pyverbs.mr import MR
     from pyverbs.pd import PD
     from pyverbs.pyverbs_error import PyverbsError
@@ -41,15 +43,18 @@ except ImportError:
     enums = None
 
 __all__ = [
+    "ENVIRONMENT",
     "Buffer",
     "Device",
     "Keys",
     "Place",
     "available",
+    "close_descriptor",
     "discover_descriptor",
     "enums",
     "find",
     "has",
+    "immortal",
     "prefer",
 ]
 
@@ -105,12 +110,15 @@ class Device:
             Error: NOT_SUPPORTED if it cannot be used.
         """
         self.place = place
+        self._generation = forks.generation
         self._lock = threading.Lock()
         self._regions: dict[int, tuple[Any, Keys]] = {}
         self._gone: list[int] = []
         self._free: dict[int, list[Buffer]] = {}
         self._kept_bytes = 0
         try:
+            if not is_fork_initialized():
+                fork_init()  # an old kernel, which would copy registered pages away from us
             self.context = Context(name=place.device)
             self.domain = PD(self.context)
             attributes = self.context.query_device()
@@ -144,12 +152,23 @@ class Device:
                     access |= enums.IBV_ACCESS_LOCAL_WRITE | enums.IBV_ACCESS_REMOTE_WRITE
                 known = self._register(region.view, access)
                 self._regions[region.id] = known
-                region.on_close(self._gone.append)
+                region.on_close(self._ended)
         return known[1]
 
     def knows(self, region: Region) -> bool:
         """Tell whether a region is registered."""
         return region.id in self._regions
+
+    def _ended(self, region: int) -> None:
+        """Take note that a region has ended; any thread, or the garbage collection, may say so."""
+        if self._generation != forks.generation:
+            return  # the registration is the parent's
+        self._gone.append(region)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._forget()
+            finally:
+                self._lock.release()
 
     def _forget(self) -> None:
         """End the registrations of regions that have ended; the caller holds the lock."""
@@ -352,6 +371,12 @@ def discover_descriptor(make: Callable[[], Any]) -> tuple[Any, int]:
     if len(opened) != 1:
         raise Error(Code.INTERNAL, f"{len(opened)} event descriptors were opened, expected one")
     return made, opened.pop()
+
+
+def close_descriptor(channel: Any) -> None:
+    """Close what ``discover_descriptor`` made, while nobody looks for a new one."""
+    with _lock:
+        channel.close()
 
 
 def _event_descriptors() -> set[int]:

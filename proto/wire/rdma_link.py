@@ -17,7 +17,13 @@ from typing import NamedTuple
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import forks
-from hillfire.proto.wire.rdma_device import Device, discover_descriptor, enums, immortal
+from hillfire.proto.wire.rdma_device import (
+    Device,
+    close_descriptor,
+    discover_descriptor,
+    enums,
+    immortal,
+)
 from hillfire.proto.wire.rdma_offer import Offer
 
 try:
@@ -303,7 +309,7 @@ class Link:
         _links.discard(self)
         self._pair.close()
         self._queue.close()
-        self._channel.close()
+        close_descriptor(self._channel)
         self._piece.close()
         for receive in self._receives:
             receive.close()

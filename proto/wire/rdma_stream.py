@@ -454,6 +454,8 @@ class RdmaStream:
             self._cause = Error(Code.CONNECTION, "the connection was closed")
             self._link.abandon()
         self._descriptor = -1
+        self.on_ready = self.on_grant = self.stalled = self.progressed = None
+        self.new_calls = _no_client
         self._events.close()
         self._sock.close()
         os.close(self._more)
