@@ -67,6 +67,10 @@ class Stream:
 
     # --- reading
 
+    def reads_on(self, position: int) -> bool:
+        """Tell whether a read there follows the last one: then bytes are fetched ahead."""
+        return self._ahead.expect == position
+
     def read_at(self, offset: int, length: int, into: memoryview | None = None) -> Operation[Any]:
         """Return up to ``length`` bytes from ``offset``, or fill ``into`` and return the count."""
         if self.busy:

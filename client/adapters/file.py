@@ -6,7 +6,9 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from hillfire.client.adapters.lending import SMALLEST, lender
 from hillfire.client.file import File
+from hillfire.client.reading import only, read_batch
 from hillfire.client.stream import Stream
 
 if TYPE_CHECKING:
@@ -88,6 +90,29 @@ class HillfireFile(File):
             return super().readinto(buffer)
         view = memoryview(buffer).cast("B")
         return int(self._shell.run(self.stream.read_at(place, len(view), view)))
+
+    def read_buffer(self, size: int | None = -1, /) -> "bytes | memoryview":
+        """Return what ``read`` does, as memory that storage nodes filled if it is much: for Arrow.
+
+        It stays as it is for as long as anything refers to it.
+        """
+        stream = self.stream
+        place = self.tell()
+        left = stream.length - place
+        length = left if size is None or size < 0 else min(size, left)
+        own = self._places.pop(threading.get_ident(), None) is not None
+        sequential = not own and stream.reads_on(place)
+        lent = None if length < SMALLEST or sequential or stream.busy else lender().lend(length)
+        if lent is None:
+            if own:
+                return self.read_at(place, max(0, length))
+            return self.read(size)
+        part, array = lent
+        entries = [(stream.extent, place, part)]
+        count = only(self._shell.run(read_batch(self._shell.core, entries)))
+        if not own:
+            self.seek(place + count)
+        return array.data[:count]
 
     # --- what fsspec adds to a file
 

@@ -67,6 +67,7 @@ def test_a_url_with_an_address_names_its_cluster(
         fsspec.filesystem("hillfire", adress="h:1")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_copies_of_it_in_other_processes(fs: HillfireFileSystem, top: str) -> None:
     fs.pipe(f"{top}/x", b"0123456789")
     file = fs.open(f"{top}/x")

@@ -3,6 +3,7 @@
 Needs pyarrow, duckdb, safetensors, torch: ``deploy/test ecosystem`` installs them.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from hillfire.client.adapters.fsspec import HillfireFileSystem
+from hillfire.client.adapters.lending import lender
 from hillfire.errors import Code, Error
 from tests.cluster import LocalCluster
 
@@ -76,14 +78,46 @@ def test_pyarrow_datasets(fs: HillfireFileSystem, top: str) -> None:
             assert read.equals(whole[name])
 
 
-def test_pyarrow_reads_without_a_copy_of_its_own(fs: HillfireFileSystem, top: str) -> None:
-    """Arrow takes the memory that storage nodes filled, and it lives as long as Arrow needs it."""
-    whole = pa.table({"value": np.random.default_rng(1).random(500_000)})
-    with fs.open(f"{top}/x.arrow", "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
-        writer.write_table(whole)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_arrow_takes_the_memory_that_servers_filled(fs: HillfireFileSystem, top: str) -> None:
+    """It lives as long as Arrow needs it, then the next read has it; with none left, bytes do."""
+    data = np.random.default_rng(1).bytes(24 << 20)
+    fs.pipe(f"{top}/x", data)
+    size = 1 << 20
+    with fs.open(f"{top}/x") as file:
+        arrow = pa.PythonFile(file, mode="r")
+
+        def read_at(count: int, offset: int) -> Any:
+            arrow.seek(offset)
+            return arrow.read_buffer(count)
+
+        held = [read_at(size, size * number) for number in (7, 3, 21)]
+        memory = lender()._buffers.region
+        for buffer, number in zip(held, (7, 3, 21), strict=True):
+            assert buffer == pa.py_buffer(data[size * number : size * (number + 1)])
+            assert 0 <= buffer.address - memory.address < memory.size
+        first = held[0].address
+        kept = held[1].slice(1000, 100)
+        del held, buffer
+        again = {n: read_at(size, size * n) for n in reversed(range(20))}
+        assert first in {buffer.address for buffer in again.values()}  # lent again
+        assert kept == pa.py_buffer(data[3 * size + 1000 : 3 * size + 1100])
+        many = [read_at(8 * size, 0) for _ in range(9)]  # more than there is
+        assert all(buffer == pa.py_buffer(data[: 8 * size]) for buffer in many)
+        assert not all(0 <= each.address - memory.address < memory.size for each in many)
+        pid = os.fork()
+        if pid == 0:  # what it inherited is never lent again
+            os._exit(0 if lender()._buffers.region is not memory and again[5].equals(
+                pa.py_buffer(data[5 * size : 6 * size])) else 1)  # fmt: skip
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert lender()._buffers.region is not memory
+        assert read_at(100, 24 * size - 50) == pa.py_buffer(data[-50:])
+        assert read_at(size, 25 * size).size == 0
+    table = pa.table({"value": np.random.default_rng(1).random(500_000)})
+    with fs.open(f"{top}/x.arrow", "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
     with fs.open(f"{top}/x.arrow") as file:
-        found = pa.ipc.open_file(file).read_all()
-    assert found.equals(whole)
+        assert pa.ipc.open_file(file).read_all().equals(table)
 
 
 def test_duckdb(fs: HillfireFileSystem, top: str) -> None:
