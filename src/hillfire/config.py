@@ -314,8 +314,9 @@ class MountConfig:
     mountpoint: Annotated[Path, Example("/mnt/hillfire"), "An existing, empty directory."]
     transport: Annotated[
         str | None,
-        Choice(("shm", "tcp")),
-        "How bytes move. By default shared memory to services on this host, tcp to others.",
+        Choice(("shm", "rdma", "tcp")),
+        "How bytes move. By default shared memory to services on this host, RDMA to others where "
+        "both have a device, else tcp.",
     ] = None
     write_behind_bytes: Annotated[
         Bytes,
