@@ -71,7 +71,7 @@ def test_to_toml_is_read_back_as_the_same(kind: str) -> None:
         ("storage", "manager = '10.0.0.1:9700'", 'listen = "127.0.0.1:0" is reached from this'),
         ("meta", "listen = '0.0.0.0:9702'", "cannot be published: name the address at which"),
         ("manager", "listen = '10.0.0.1:9700'", 'grpc_listen = "127.0.0.1:0" is reached from'),
-        ("mount", "transport = 'rdmaa'", 'is none of "shm", "tcp"'),
+        ("mount", "transport = 'rdmaa'", 'is none of "shm", "rdma", "tcp"'),
         ("mount", "io_timeout_s = 'x'", "is no number"),
     ],
 )
