@@ -12,15 +12,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hillfire.client.actions import Call, Flying, Outcome
-from hillfire.client.connections import BROKEN, Connections
+from hillfire.client.connections import BROKEN, TCP_CALLS, TCP_CONNECTIONS, Connections
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.blocking import BlockingConnection
 
-TCP_CONNECTIONS = 4
-"""To one node over tcp, by one thread: one alone fills no fast network."""
-TCP_CALLS = 2
-"""On each of them, before there is another."""
 LOOK_S = 0.05
 """How often calls are looked through for those whose time is up."""
 

@@ -127,10 +127,18 @@ class Shell:
                 elif kind is Pause:
                     time.sleep(action.seconds)  # type: ignore[union-attr]
                     action = operation.send(None)
-                elif kind is Start or kind is Await or kind is Abandon:
+                elif kind is Start:
                     if lanes is None:
                         lanes = Lanes(self.wires)
-                    action = operation.send(_with_lanes(lanes, action))
+                    action = operation.send(lanes.start(action.calls))  # type: ignore[union-attr]
+                elif kind is Await:
+                    if lanes is not None:
+                        lanes.wait(action.flying, action.timeout_s)  # type: ignore[union-attr]
+                    action = operation.send(None)
+                elif kind is Abandon:
+                    if lanes is not None:
+                        lanes.abandon(action.flying)  # type: ignore[union-attr]
+                    action = operation.send(None)
                 else:
                     action = self._perform(operation, action)
         except StopIteration as stop:
@@ -190,17 +198,6 @@ class Shell:
         self._closed = True
         self.wires.close()
         _shells.discard(self)
-
-
-def _with_lanes(lanes: Lanes, action: Any) -> Any:
-    """Carry out what concerns calls that were started and not waited for."""
-    if type(action) is Start:
-        return lanes.start(action.calls)
-    if type(action) is Await:
-        lanes.wait(action.flying, action.timeout_s)
-    else:
-        lanes.abandon(action.flying)
-    return None
 
 
 class _LazyPool:

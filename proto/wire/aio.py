@@ -13,6 +13,7 @@ from collections.abc import Callable
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
+from hillfire.proto.wire.lingering import linger
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.stream import Stream
 from hillfire.proto.wire.transports import calls_for
@@ -80,6 +81,11 @@ class AsyncConnection(base.AsyncConnection):
     def usable(self) -> bool:
         """Whether requests can be sent on it."""
         return self._cause is None and self._generation == forks.generation
+
+    @property
+    def outstanding(self) -> int:
+        """How many requests have no answer yet, those given up included."""
+        return len(self._calls.pending)
 
     async def greet(self, timeout_s: float) -> None:
         """Wait for the server's hello.
@@ -316,6 +322,7 @@ class AsyncConnection(base.AsyncConnection):
             else:
                 # From here on a quarantined range's ``drain`` waits for the server's end.
                 self._quiet()
+                self._sock = linger(self._sock)
                 self._fail(waiters)
                 return
         self._lost(None)

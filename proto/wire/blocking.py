@@ -16,6 +16,7 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
 from hillfire.proto.wire.calls import Call
 from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
+from hillfire.proto.wire.lingering import linger
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.stream import Stream
 from hillfire.proto.wire.transports import calls_for
@@ -301,6 +302,7 @@ class BlockingConnection(base.BlockingConnection):
         if self._calls.give_up_all(self.drain) and self.kind == "shm":
             try:
                 self._sock.shutdown(socket.SHUT_WR)
+                self._sock = linger(self._sock)
                 return
             except OSError:
                 pass

@@ -4,6 +4,7 @@ One suite over the synchronous shell, its flights and the asyncio shell, against
 """
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -231,6 +232,19 @@ def test_the_servers_end_ends_every_call(drive: Any, transport: str) -> None:
         drive(operation, transport)
     finally:
         server.end()
+
+
+def test_what_was_abandoned_is_dropped_without_a_word(drive: Any, server: Server) -> None:
+    """Connection, quarantine and memory hold each other in a circle, which goes as a whole."""
+
+    def operation() -> Operation[Any]:
+        (held,) = yield Start([hold(server, Region.allocate(8192))])
+        yield from soon(lambda: server.state()["holding"] == 1)
+        yield Abandon([held])
+
+    drive(operation, "shm")
+    gc.collect()  # an unclosed socket would be a warning, and so an error
+    server.ask(RELEASE)
 
 
 def test_a_cancelled_flight_leaves_its_parts_in_quarantine(transport: str, server: Server) -> None:
