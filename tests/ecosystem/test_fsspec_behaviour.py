@@ -14,7 +14,6 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 import hillfire
 from hillfire.client.adapters.fsspec import HillfireFileSystem
-from hillfire.client.adapters.urls import split_url
 from hillfire.errors import Code, Error
 from tests.cluster import LocalCluster
 
@@ -32,25 +31,6 @@ def top(fs: HillfireFileSystem, request: pytest.FixtureRequest) -> Iterator[str]
     fs.mkdir(path)
     yield path
     fs.rm(path, recursive=True)
-
-
-@pytest.mark.parametrize(
-    ("url", "address", "path"),
-    [
-        ("hillfire:///a/b", "", "/a/b"),
-        ("hillfire://a/b", "", "/a/b"),
-        ("hillfire://h:9700/a/b/", "h:9700", "/a/b"),
-        ("hillfire://h:9700", "h:9700", "/"),
-        ("hillfire://h:1,k:2/a", "h:1,k:2", "/a"),
-        ("hillfire://a:b/c", "", "/a:b/c"),
-        ("/h:9700/a", "", "/h:9700/a"),
-        ("a//b/", "", "/a/b"),
-        ("", "", "/"),
-        ("hillfire://", "", "/"),
-    ],
-)
-def test_urls(url: str, address: str, path: str) -> None:
-    assert split_url(url) == (address, path)
 
 
 def test_a_url_with_an_address_names_its_cluster(
