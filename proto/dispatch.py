@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import inspect
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from hillfire import metrics
 from hillfire.errors import Code, Error
 from hillfire.proto import manager_pb2, meta_pb2, metalog_pb2, process_pb2, storage_pb2
 from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming, Reply, Request
@@ -112,16 +114,22 @@ class Dispatcher:
 
     def __init__(self) -> None:
         """Begin with no service."""
-        self._functions: dict[int, tuple[Method, Implementation]] = {}
+        self._functions: dict[int, tuple[Method, Implementation, metrics.Histogram]] = {}
 
     def add(self, service: str, implementation: object) -> None:
         """Serve a service. An rpc without its function is a programmer's error."""
         for found in methods(service):
             function: Implementation = getattr(implementation, found.function)
-            self._functions[found.id] = found, function
+            _, _, path = found.path.rpartition("hillfire.")
+            times = metrics.histogram(
+                "hillfire_call_seconds",
+                "Calls of services, until they were answered.",
+                method=path,
+            )
+            self._functions[found.id] = found, function, times
 
-    def served(self) -> list[tuple[Method, Implementation]]:
-        """Return what is served, for other bindings than the wire."""
+    def served(self) -> list[tuple[Method, Implementation, metrics.Histogram]]:
+        """Return what is served and where its times go, for other bindings than the wire."""
         return list(self._functions.values())
 
     def handle(self, incoming: Incoming) -> Answer | Awaitable[Answer]:
@@ -134,22 +142,30 @@ class Dispatcher:
         found = self._functions.get(incoming.method)
         if found is None:
             raise Error(Code.NOT_SUPPORTED, f"method {incoming.method} is not served here")
-        called, function = found
+        called, function, times = found
+        began_ns = time.monotonic_ns()
         request = parse(called.request_type, incoming.body)
         result = function(request, CallContext(incoming.peer, incoming.timeout_s))
         if inspect.isawaitable(result):
-            return _finish(result, incoming.timeout_s)
-        return Answer(Code.OK, result.SerializeToString())
+            return _finish(result, incoming.timeout_s, times, began_ns)
+        answer = Answer(Code.OK, result.SerializeToString())
+        times.observe(time.monotonic_ns() - began_ns)
+        return answer
 
 
-async def _finish(result: Awaitable[Message], timeout_s: float) -> Answer:
+async def _finish(
+    result: Awaitable[Message], timeout_s: float, times: metrics.Histogram, began_ns: int
+) -> Answer:
     """Wait for an implementation no longer than its caller does.
 
     Raises:
         Error: TIMED_OUT, and what the implementation raises.
     """
-    message = await within(result, timeout_s)
-    return Answer(Code.OK, message.SerializeToString())
+    try:
+        message = await within(result, timeout_s)
+        return Answer(Code.OK, message.SerializeToString())
+    finally:
+        times.observe(time.monotonic_ns() - began_ns)
 
 
 async def within(result: Awaitable[Message], timeout_s: float) -> Message:

@@ -5,6 +5,7 @@ The error code itself travels in the trailing metadata, since gRPC has fewer cod
 
 import inspect
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from hillfire import metrics
 from hillfire.errors import TABLE, Code, Error
 from hillfire.proto.dispatch import (
     CallContext,
@@ -73,10 +75,10 @@ async def serve_grpc(dispatcher: Dispatcher, address: str) -> GrpcServer:
     """
     server = grpc.aio.server(options=SERVER_OPTIONS)
     services: dict[str, dict[str, Any]] = {}
-    for called, function in dispatcher.served():
+    for called, function, times in dispatcher.served():
         _, service, name = called.path.split("/")
         services.setdefault(service, {})[name] = grpc.unary_unary_rpc_method_handler(
-            _behaviour(called, function)
+            _behaviour(called, function, times)
         )
     server.add_generic_rpc_handlers(
         tuple(grpc.method_handlers_generic_handler(*each) for each in services.items())
@@ -96,10 +98,13 @@ async def serve_grpc(dispatcher: Dispatcher, address: str) -> GrpcServer:
     return GrpcServer(server, f"{host}:{port}")
 
 
-def _behaviour(called: Method, function: Implementation) -> Callable[[bytes, Any], Any]:
+def _behaviour(
+    called: Method, function: Implementation, times: metrics.Histogram
+) -> Callable[[bytes, Any], Any]:
     """Return gRPC's handler of one method: bytes in, bytes out."""
 
     async def behave(body: bytes, context: Any) -> bytes:
+        began_ns = time.monotonic_ns()
         try:
             remaining = context.time_remaining()
             timeout_s = DEFAULT_TIMEOUT_S if remaining is None else max(0.0, remaining)
@@ -115,6 +120,8 @@ def _behaviour(called: Method, function: Implementation) -> Callable[[bytes, Any
             log.exception("handler failed method=%s peer=%s", called.path, context.peer())
             text = f"{type(exc).__name__} in the server; see its log"
             error = Error(Code.INTERNAL, text)
+        finally:
+            times.observe(time.monotonic_ns() - began_ns)
         status = grpc.StatusCode[TABLE[error.code].grpc]
         trailer = ((CODE_KEY, str(int(error.code))),)
         await context.abort(status, error.strerror or "", trailer)

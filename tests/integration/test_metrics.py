@@ -54,6 +54,9 @@ def test_every_process_tells_what_it_did(running: LocalCluster) -> None:
         each = stages[operation, stage]
         assert each["count"] > 0
         assert 0 < each["p50_s"] <= each["p99_s"] <= each["max_s"] < 60
+    calls = {each["method"]: each for each in told["calls"]}
+    assert calls["Meta/Create"]["count"] == 1
+    assert calls["Manager/Heartbeat"]["count"] > 0
     assert stages["read", "disk"]["sum_s"] <= stages["read", "server"]["sum_s"]
 
 

@@ -91,3 +91,16 @@ def stages(samples: list[metrics.Sample]) -> list[tuple[str, str, metrics.Times]
         (*key, found[key])
         for key in sorted(found, key=lambda key: (order.get(key[0], 9), way.get(key[1], 99), key))
     ]
+
+
+def calls(samples: list[metrics.Sample]) -> list[tuple[str, metrics.Times]]:
+    """Return the services' methods that were called, those that took most time first.
+
+    A ``GetRouting`` waits for something new to tell: its time says nothing.
+    """
+    found: dict[str, metrics.Times] = {}
+    for sample in samples:
+        method = sample.label("method")
+        if sample.name == "hillfire_call_seconds" and not method.endswith("/GetRouting"):
+            found[method] = found.get(method, metrics.NOTHING).plus(sample.times)
+    return sorted(found.items(), key=lambda each: -each[1].total_ns)

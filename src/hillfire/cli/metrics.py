@@ -11,6 +11,7 @@ from hillfire.cli.connect import last_cluster, last_local
 from hillfire.cli.figures import (
     PERCENTILES,
     bandwidth,
+    calls,
     console,
     digits,
     duration,
@@ -26,6 +27,7 @@ from hillfire.local.control import ask
 from hillfire.local.directory import ClusterDirectory
 
 WATCH_S = 2.0
+SHOWN_CALLS = 8
 CONTROL_TIMEOUT_S = 5.0
 
 
@@ -138,6 +140,7 @@ def plain(looks: Looks, where: str, over_s: float | None) -> dict[str, Any]:
             {"operation": operation, "stage": stage, **plain_times(times)}
             for operation, stage, times in stages(merged)
         ],
+        "calls": [{"method": method, **plain_times(times)} for method, times in calls(merged)],
         "processes": [
             {
                 "name": look.name,
@@ -165,6 +168,7 @@ def render(looks: Looks, where: str, over_s: float | None, each: bool, everythin
         merged = [sample for look in looks.found.values() for sample in look.samples]
         over = over_s or max((look.age_s for look in looks.found.values()), default=1.0)
         parts.append(stage_table(merged, over) or "no request was timed\n")
+        parts += _calls(merged, over)
     if everything:
         parts.append(_others(looks))
     parts += [f"[yellow]! {name}: {why}[/yellow]" for name, why in looks.missing.items()]
@@ -246,13 +250,36 @@ def stage_table(samples: list[metrics.Sample], over_s: float) -> Any:
     return table
 
 
+_SHOWN_ELSEWHERE = (
+    "hillfire_stage_seconds",
+    "hillfire_call_seconds",
+    "process_start_time_seconds",
+)
+
+
+def _calls(samples: list[metrics.Sample], over_s: float) -> list[Any]:
+    """Return a table of the calls that took most of the services' time."""
+    found = calls(samples)[:SHOWN_CALLS]
+    table = _table("call,calls/s,p50,p99,max,mean,busy")
+    for method, times in found:
+        table.add_row(
+            method,
+            rate(times.observed / over_s),
+            *(duration(times.percentile_ns(part)) for part in (0.5, 0.99)),
+            duration(times.most_ns),
+            duration(times.mean_ns),
+            digits(times.total_ns / 1e9 / over_s),
+        )
+    return [table] if found else []
+
+
 def _others(looks: Looks) -> Any:
     """Return a table of every metric that has no column of its own."""
     table = _table("metric,process,value", left=2)
     rows = []
     for look in looks.found.values():
         for sample in look.samples:
-            if sample.name in ("hillfire_stage_seconds", "process_start_time_seconds"):
+            if sample.name in _SHOWN_ELSEWHERE:
                 continue
             labels = ",".join(f"{name}={value}" for name, value in sample.labels)
             if sample.kind is metrics.Kind.HISTOGRAM:
