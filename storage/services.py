@@ -90,7 +90,7 @@ class StorageService:
         shell = self._serving(request.chain, request.chain_version)
         began = time.monotonic_ns()
         try:
-            await shell.threads.call(shell.store.sync)
+            await shell.syncs.join()
             metrics.WRITE.sync.observe(time.monotonic_ns() - began)
         except Error as exc:
             if exc.code is Code.IO:

@@ -33,7 +33,7 @@ from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Holder, Pools, Span
 from hillfire.storage.requests import Payload, Requests
 from hillfire.storage.store.base import ChunkStore, Image, Update
-from hillfire.storage.threads import Threads
+from hillfire.storage.threads import Group, Threads
 from hillfire.storage.transfers import read_pending, read_whole
 from hillfire.types import ChunkId, TargetId
 
@@ -91,6 +91,8 @@ class TargetShell:
         self.pools = pools
         self._peers = peers
         self.threads = Threads(executor)
+        self.syncs = Group(self.threads, store.sync)
+        """makes everything durable that was acknowledged before"""
         self._routing = routing
         self._stopped = stopped
         self._poke = poke

@@ -81,6 +81,51 @@ class Threads:
         await self._idle.wait()
 
 
+class Group:
+    """A job that many ask for and that counts for all who asked before it began: group commit.
+
+    One thread works for them. Who asks while it works has the next turn, together with all others
+    who came meanwhile.
+    """
+
+    def __init__(self, threads: Threads, work: Callable[[], None]) -> None:
+        """Run ``work`` in one of ``threads``."""
+        self._threads = threads
+        self._work = work
+        self._next: asyncio.Future[None] | None = None
+        self._at_work = False
+
+    async def join(self) -> None:
+        """Wait for a run that begins after this call.
+
+        Raises:
+            Error: what ``work`` raised.
+        """
+        if self._next is None:
+            self._next = self._threads.loop.create_future()
+        waiting = self._next
+        if not self._at_work:
+            self._begin()
+        await asyncio.shield(waiting)
+
+    def _begin(self) -> None:
+        waiting, self._next = self._next, None
+        if waiting is None:
+            return
+        self._at_work = True
+
+        def done(result: object) -> None:
+            self._at_work = False
+            if isinstance(result, BaseException):
+                waiting.set_exception(result)
+                waiting.exception()  # nobody may be waiting any more
+            else:
+                waiting.set_result(None)
+            self._begin()
+
+        self._threads.submit(self._work, done)
+
+
 async def to_the_end(future: "asyncio.Future[T]") -> T:
     """Await what uses the request's memory: a cancellation has to wait for its end."""
     try:

@@ -1,6 +1,7 @@
 """The shell of one target on a store in memory. Budget: 5 s."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ import pytest
 from crc32c import crc32c
 
 from hillfire.cluster import Chain, PublicState, Routing
-from hillfire.errors import Code
+from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind, WriteItem
 from hillfire.storage.craq import effects, events
 from hillfire.storage.dataplane import DataPlane
@@ -17,6 +18,7 @@ from hillfire.storage.pool import Pools
 from hillfire.storage.shell import TargetShell
 from hillfire.storage.store.base import Image, Update
 from hillfire.storage.store.memory import MemoryStore
+from hillfire.storage.threads import Group, Threads
 from hillfire.storage.throttle import Meter
 from hillfire.types import ChainId, TargetId, chunk_id
 
@@ -92,3 +94,38 @@ def test_an_exception_that_should_not_be_answers_who_waits_and_stops_the_target(
     with ThreadPoolExecutor(2) as executor:
         asyncio.run(asyncio.wait_for(work(executor), 10))
     assert "event=defect" in caplog.text or "event=store_failed" in caplog.text
+
+
+def test_those_who_want_a_sync_during_one_share_the_next() -> None:
+    async def work(executor: ThreadPoolExecutor) -> None:
+        runs, go = 0, threading.Semaphore(0)
+
+        def sync() -> None:
+            nonlocal runs
+            assert go.acquire(timeout=5)
+            runs += 1
+            if runs == 3:
+                raise Error(Code.IO, "the disk is gone")
+
+        group = Group(Threads(executor), sync)
+        first = asyncio.ensure_future(group.join())
+        await asyncio.sleep(0)
+        others = [asyncio.ensure_future(group.join()) for _ in range(20)]
+        await asyncio.sleep(0)
+        go.release()
+        await first
+        assert not any(other.done() for other in others), "theirs begins after they asked"
+        last = asyncio.ensure_future(group.join())
+        await asyncio.sleep(0)
+        go.release()
+        await asyncio.gather(*others)
+        assert runs == 2
+        go.release()
+        with pytest.raises(Error, match="the disk is gone"):
+            await last
+        go.release()
+        await group.join()
+        assert runs == 4
+
+    with ThreadPoolExecutor(2) as executor:
+        asyncio.run(asyncio.wait_for(work(executor), 10))
