@@ -34,6 +34,7 @@ class Buffers:
         self.region = Region.allocate(n_bytes)
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
+        self._sleepers = 0
         self._wakers: list[Callable[[], None]] = []
         self._spans: list[tuple[int, int]] = [(0, n_bytes)]
         self._ready: dict[int, list[int]] = {}
@@ -70,11 +71,15 @@ class Buffers:
             if part is not None:
                 return part
             deadline = time.monotonic() + timeout_s
-            while (left := deadline - time.monotonic()) > 0:
-                self._freed.wait(min(left, POLL_S))
-                part = self._take(length)
-                if part is not None:
-                    return part
+            self._sleepers += 1
+            try:
+                while (left := deadline - time.monotonic()) > 0:
+                    self._freed.wait(min(left, POLL_S))
+                    part = self._take(length)
+                    if part is not None:
+                        return part
+            finally:
+                self._sleepers -= 1
         raise self._late(length, timeout_s)
 
     async def acquire_async(self, length: int, timeout_s: float) -> Part:
@@ -119,12 +124,18 @@ class Buffers:
             return
         with self._lock:
             size = self._out.pop(part.offset)
-            if self._settled(part.offset, size):
-                self._ready.setdefault(size, []).append(part.offset)
+            if not self.region.quarantined or self._settled(part.offset, size):
+                ready = self._ready.get(size)
+                if ready is None:
+                    ready = self._ready[size] = []
+                ready.append(part.offset)
             else:
                 self._held.append((part.offset, size))
-            self._freed.notify()
-            wakers, self._wakers = self._wakers, []
+            if self._sleepers:
+                self._freed.notify()
+            wakers = self._wakers
+            if wakers:
+                self._wakers = []
         for wake in wakers:
             wake()
 
