@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -27,7 +27,12 @@ from hillfire.client.actions import (
     Start,
 )
 from hillfire.client.buffers import DEFAULT_BYTES, Buffers
-from hillfire.client.connections import allowed, manager_endpoint
+from hillfire.client.connections import (
+    TCP_CALLS,
+    TCP_CONNECTIONS,
+    allowed,
+    manager_endpoint,
+)
 from hillfire.client.core import Core
 from hillfire.client.session import Session
 from hillfire.client.sync import new_client, own_identity
@@ -40,6 +45,9 @@ from hillfire.proto.wire.pick import connect_async, host_id
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Lane: TypeAlias = tuple[Endpoint, int]
+"""A node, and which of the connections to it."""
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -88,8 +96,8 @@ class Client:
         self._staging_bytes = staging_bytes
         self._buffers: Buffers | None = None
         self.core.pool = self
-        self._connections: dict[Endpoint, AsyncConnection] = {}
-        self._connecting: dict[Endpoint, asyncio.Task[AsyncConnection]] = {}
+        self._connections: dict[Lane, AsyncConnection] = {}
+        self._connecting: dict[Lane, asyncio.Task[AsyncConnection]] = {}
         self._beating: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -288,41 +296,65 @@ class Client:
 
     async def _call(self, call: Call) -> Outcome:
         endpoint, request, timeout_s = call
-        connection = self._connections.get(endpoint)
+        lane = endpoint, 0
+        connection = self._connections.get(lane)
+        if connection is not None and connection.kind == "tcp":
+            lane = self._least_busy(endpoint)
+            connection = self._connections.get(lane)
         try:
             if connection is None:
-                connection = await self._connect(endpoint)
+                connection = await self._connect(lane)
             reply = await connection.request(request, timeout_s)
         except Error as exc:
             if connection is not None and exc.code in _BROKEN:
-                self._drop(endpoint, connection)
+                self._drop(lane, connection)
             return Outcome(b"", exc, True)
         return Outcome(reply.body, None, connection.kind == "shm")
 
-    async def _connect(self, endpoint: Endpoint) -> AsyncConnection:
-        """Return the connection to a node; callers at the same moment share one attempt."""
+    def _least_busy(self, endpoint: Endpoint) -> Lane:
+        """Return which of the tcp connections to a node to use; have another made if all are busy.
+
+        Nobody waits for that one: it is there for later calls.
+        """
+        lanes = [(endpoint, number) for number in range(TCP_CONNECTIONS)]
+        for lane in lanes[1:]:
+            extra = self._connections.get(lane)
+            if extra is not None and not extra.usable:
+                self._drop(lane, extra)  # the first one tells its caller that the node is gone
+        known = [lane for lane in lanes if lane in self._connections]
+        least = min(known, key=lambda lane: self._connections[lane].outstanding)
+        if self._connections[least].outstanding >= TCP_CALLS and len(known) < len(lanes):
+            self._attempt(next(lane for lane in lanes if lane not in self._connections))
+        return least
+
+    def _attempt(self, lane: Lane) -> "asyncio.Task[AsyncConnection]":
+        """Begin to make one of a node's connections, unless somebody has."""
+        task = self._connecting.get(lane)
+        if task is None:
+            transport = allowed(self._transport, lane[0])
+            attempt = connect_async(lane[0], CONNECT_TIMEOUT_S, transport=transport)
+            task = self._connecting[lane] = asyncio.create_task(attempt)
+            task.add_done_callback(lambda done: self._connected(lane, done))
+        return task
+
+    async def _connect(self, lane: Lane) -> AsyncConnection:
+        """Return a node's first connection; callers at the same moment share one attempt."""
         if self._closed:
             raise Error(Code.INVALID, "this client is closed")
-        task = self._connecting.get(endpoint)
-        if task is None:
-            transport = allowed(self._transport, endpoint)
-            attempt = connect_async(endpoint, CONNECT_TIMEOUT_S, transport=transport)
-            task = self._connecting[endpoint] = asyncio.create_task(attempt)
-            task.add_done_callback(lambda done: self._connected(endpoint, done))
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._attempt(lane))
 
-    def _connected(self, endpoint: Endpoint, task: "asyncio.Task[AsyncConnection]") -> None:
-        self._connecting.pop(endpoint, None)
+    def _connected(self, lane: Lane, task: "asyncio.Task[AsyncConnection]") -> None:
+        self._connecting.pop(lane, None)
         if task.cancelled() or task.exception() is not None:
             return
         if self._closed:
             task.result().close()
         else:
-            self._connections[endpoint] = task.result()
+            self._connections[lane] = task.result()
 
-    def _drop(self, endpoint: Endpoint, connection: AsyncConnection) -> None:
-        if self._connections.get(endpoint) is connection:
-            del self._connections[endpoint]
+    def _drop(self, lane: Lane, connection: AsyncConnection) -> None:
+        if self._connections.get(lane) is connection:
+            del self._connections[lane]
         connection.close()
 
     # --- the session

@@ -17,6 +17,10 @@ from hillfire.proto.wire.blocking import BlockingConnection
 from hillfire.proto.wire.pick import connect_blocking
 
 CONNECT_TIMEOUT_S = 2.0
+TCP_CONNECTIONS = 4
+"""To one node over tcp, of one thread or event loop: one alone fills no fast network."""
+TCP_CALLS = 2
+"""On each of them, before there is another."""
 MAX_IDLE = 16
 """Connections kept open to a node while no thread uses them."""
 

@@ -219,6 +219,16 @@ class AsyncConnection(abc.ABC):
 
     kind: str
 
+    @property
+    @abc.abstractmethod
+    def usable(self) -> bool:
+        """Whether requests can be sent on it."""
+
+    @property
+    @abc.abstractmethod
+    def outstanding(self) -> int:
+        """How many requests have no answer yet, those given up included."""
+
     @abc.abstractmethod
     def submit(
         self, request: Request, timeout_s: float, done: Callable[[Reply | Error], None]

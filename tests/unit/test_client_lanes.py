@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hillfire.client.actions import Call
-from hillfire.client.connections import Connections
-from hillfire.client.lanes import TCP_CALLS, TCP_CONNECTIONS, Lanes
+from hillfire.client.actions import Call, Flying
+from hillfire.client.aio import Client
+from hillfire.client.connections import TCP_CALLS, TCP_CONNECTIONS, Connections
+from hillfire.client.lanes import Lanes
 from hillfire.cluster import Endpoint
 from hillfire.proto.wire.base import Answer, Incoming, Request
 from hillfire.proto.wire.pick import host_id
@@ -88,3 +89,31 @@ def test_what_is_under_way_over_tcp_has_several_connections(
     lanes.wait(again, 10.0)
     assert server.server.kinds() == [transport] * expected, "they are kept for the next time"
     wires.close()
+
+
+@pytest.mark.parametrize(("transport", "expected"), [("tcp", TCP_CONNECTIONS), ("shm", 1)])
+def test_so_it_is_on_an_event_loop(server: Held, transport: str, expected: int) -> None:
+    async def main() -> None:
+        client = Client("127.0.0.1:1", transport=transport)
+
+        def begin(method: int, body: bytes = b"") -> Flying:
+            return client._begin(Call(server.endpoint, Request(method, body), 10.0))
+
+        await begin(ECHO).handle
+        flying = []
+        for k in range(CALLS):
+            flying.append(begin(HOLD, bytes([k])))
+            await asyncio.sleep(0)
+            if client._connecting:
+                await asyncio.wait(client._connecting.values())
+        assert server.server.kinds() == [transport] * expected
+        if expected > 1:
+            busy = [each.outstanding for each in client._connections.values()]
+            assert max(busy) - min(busy) <= TCP_CALLS
+        await begin(RELEASE).handle
+        await asyncio.wait([each.handle for each in flying])
+        bodies = [each.outcome.body for each in flying if each.outcome is not None]
+        assert bodies == [bytes([k]) for k in range(CALLS)]
+        await client.close()
+
+    asyncio.run(main())
