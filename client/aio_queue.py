@@ -41,8 +41,8 @@ class AsyncTransfer:
         """Return the number of I/Os."""
         return self._size
 
-    def leaves(self) -> None:
-        """Take note that its requests are sent now (the queue's affair)."""
+    def _leaves(self) -> None:
+        """Take note that its requests are sent now."""
         self._kind.client_queue.observe(time.monotonic_ns() - self._submitted_ns)
 
     @property
@@ -190,7 +190,7 @@ class AsyncQueue:
             operation, transfer._operation = transfer._operation, None
             assert operation is not None
             self._on_their_way += len(transfer)
-            transfer.leaves()
+            transfer._leaves()
             self._running.add(transfer)
             transfer._task = asyncio.ensure_future(self._client.run(operation))
             transfer._task.add_done_callback(partial(self._over, transfer))

@@ -50,8 +50,8 @@ class Transfer:
         """Return the number of I/Os."""
         return self._size
 
-    def leaves(self) -> None:
-        """Take note that its requests are sent now (the queue's affair)."""
+    def _leaves(self) -> None:
+        """Take note that its requests are sent now."""
         self._kind.client_queue.observe(time.monotonic_ns() - self._submitted_ns)
 
     @property
@@ -202,7 +202,7 @@ class Queue:
             operation, transfer._operation = transfer._operation, None
             assert operation is not None
             self._on_their_way += len(transfer)
-            transfer.leaves()
+            transfer._leaves()
             flight = transfer._flight = Flight(self._shell.wires, operation, self._lanes)
             self._running[flight] = transfer
             self._look(flight)

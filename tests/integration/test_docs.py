@@ -209,10 +209,9 @@ def test_every_error_is_in_the_docs() -> None:
 
 
 def test_every_method_is_in_the_docs() -> None:
-    from hillfire.client.file import File
-    from hillfire.client.filesystem import FileSystem
+    from hillfire import File, FileSystem, Queue, Results, Transfer
 
-    for cls in (FileSystem, File):
+    for cls in (FileSystem, File, Queue, Transfer, Results):
         for name in vars(cls):
             if not name.startswith("_") and name not in (
                 *("readable", "writable", "seekable", "readinto1", "fileno", "stream"),
