@@ -128,10 +128,9 @@ class Lanes:
     def _poll_all(self, wait_ms: int, done: list[Flying]) -> None:
         if self._poll is None:
             self._poll = select.poll()
-            # One whose descriptor is gone was ended by another thread: it will say so.
             self._by_fd = {lane.connection.fileno(): lane for lane in self._lanes}
             gone = self._by_fd.pop(-1, None)
-            if gone is not None:
+            if gone is not None:  # ended by another thread, which saw it first
                 self._take(gone, done)
                 self._poll = None
                 return
@@ -226,6 +225,9 @@ class Lanes:
     def _expire(self, now: float, done: list[Flying]) -> None:
         """End the calls whose time is up; what served them is not used again."""
         for lane in self._lanes.copy():
+            if lane.connection.fileno() < 0:  # ended by another thread, which saw it first
+                self._take(lane, done)
+                continue
             for flying in [each for each in lane.calls.values() if each.handle.until <= now]:
                 late = Error(Code.TIMED_OUT, "no answer from the server in time")
                 lane.cause = lane.cause or late

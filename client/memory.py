@@ -18,7 +18,7 @@ from hillfire.region import Region
 
 def register(memory: object) -> Region:
     """Return a region: of so many bytes of hillfire's memory, or over a buffer."""
-    return Region.allocate(memory) if isinstance(memory, int) else Region.wrap(memory)
+    return Region.allocate(memory) if isinstance(memory, int) else Region.wrap(memory, True)
 
 
 def place(memory: Any, count: int | None, lengths: Any, places: Any) -> tuple[Region, Longs, Longs]:

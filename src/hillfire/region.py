@@ -28,7 +28,8 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 _ids = itertools.count(1)
 _live: "weakref.WeakValueDictionary[int, Region]" = weakref.WeakValueDictionary()
-"""Every region of this process: memory is the process's, whoever registered it."""
+"""Regions of this process by id, to be found by address: memory is the process's, whoever
+registered it."""
 
 
 class Quarantine:
@@ -60,7 +61,7 @@ class Region:
     fd: int
     """of the memfd; -1 for a foreign buffer, which no server can map"""
 
-    def __init__(self, view: memoryview, fd: int) -> None:
+    def __init__(self, view: memoryview, fd: int, known: bool) -> None:
         """Use ``allocate`` or ``wrap``."""
         self.id = next(_ids)
         self.view = view
@@ -69,7 +70,8 @@ class Region:
         self.quarantined: list[Quarantine] = []
         self._address = -1
         self.closed = False
-        _live[self.id] = self
+        if known:
+            _live[self.id] = self
         self._closing: list[Callable[[int], None]] = []
 
     def __repr__(self) -> str:
@@ -94,20 +96,22 @@ class Region:
         except OSError as exc:
             os.close(fd)
             raise Error(Code.NO_SPACE, f"no memory for a region of {n_bytes} bytes: {exc}") from exc
-        return cls(memoryview(mapping), fd)
+        return cls(memoryview(mapping), fd, True)
 
     @classmethod
-    def wrap(cls, buffer: object) -> "Region":
+    def wrap(cls, buffer: object, known: bool = False) -> "Region":
         """Return a region over a caller's own contiguous buffer, array or tensor.
+
+        ``known``: it is to be found by its address (``holding``), which few should be.
 
         Raises:
             Error: INVALID if it is not in one piece, or not memory of the host.
         """
-        return cls(arrays.buffer_of(buffer), -1)
+        return cls(arrays.buffer_of(buffer), -1, known)
 
     @classmethod
     def holding(cls, start: int, end: int) -> "Region | None":
-        """Return the region that these addresses of the process's memory lie in."""
+        """Return the known region that these addresses of the process's memory lie in."""
         for reference in _live.valuerefs():
             region = reference()
             if region is None or region.closed:
