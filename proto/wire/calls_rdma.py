@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hillfire.proto.wire.base import Part, Request
+from hillfire.proto.wire.base import Part, Parts, Request
 from hillfire.proto.wire.calls import Call, Calls
 from hillfire.proto.wire.frame import PART, Frame
 from hillfire.proto.wire.outgoing import Outgoing
@@ -72,6 +72,17 @@ class RdmaCalls(Calls):
     ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
         """Return keys and addresses of the parts; take room for what will arrive."""
         device = self._device
+        if type(parts) is Parts and (parts.region.fd >= 0 or device.knows(parts.region)):
+            from hillfire.proto.wire import part_arrays
+
+            keys = device.keys(parts.region)
+            table = part_arrays.pack(parts, keys.remote, parts.offsets + keys.address)
+            if len(request.destinations) and self._take_room(int(parts.lengths.sum())):
+                table = (
+                    PART.pack(keys.remote | GRANTED, *PART.unpack_from(table)[1:])
+                    + table[PART.size :]
+                )
+            return table, (), None
         foreign: list[tuple[int, int]] = []
         for position, (region, _, length) in enumerate(parts):
             if region.fd < 0 and length < IN_PLACE_BYTES and not device.knows(region):
@@ -94,11 +105,8 @@ class RdmaCalls(Calls):
                 loan.give_back()
             raise
         if len(request.destinations):
-            number, n_bytes = self._last + 1, sum(part.length for part in request.destinations)
-            with _lock:
-                granted = not self._over and _window.take(n_bytes)
-            if granted:
-                self._taken[number] = n_bytes
+            n_bytes = sum(part.length for part in request.destinations)
+            if self._take_room(n_bytes):
                 records[len(request.sources)][0] |= GRANTED
         return b"".join([PART.pack(*record) for record in records]), (), loan
 
@@ -107,6 +115,14 @@ class RdmaCalls(Calls):
         return region.fd >= 0 or self._device.knows(region)
 
     # ------------------------------------------------------------------ request-to-send
+
+    def _take_room(self, n_bytes: int) -> bool:
+        """Take room for the answer of the request that is being made, if it is there."""
+        with _lock:
+            granted = not self._over and _window.take(n_bytes)
+        if granted:
+            self._taken[self._last + 1] = n_bytes
+        return granted
 
     def _ready(self, number: int, n_bytes: int) -> None:
         """Grant a server what it is ready to deliver, now or when there is room."""

@@ -96,6 +96,14 @@ class Flow(Generic[T]):
         first = self._queue.popleft()
         assert not isinstance(first, memoryview)
 
+    def drop(self) -> list[T]:
+        """Forget everything that waits and return the transfers among it."""
+        transfers = [each for each in self._queue if not isinstance(each, memoryview)]
+        self._queue.clear()
+        self._urgent.clear()
+        self.waiting_bytes = 0
+        return transfers
+
     @property
     def sendable(self) -> bool:
         """Whether there is a message to make now."""

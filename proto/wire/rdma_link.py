@@ -221,6 +221,7 @@ class Link:
         self._post(opcode, asked, -1, done)
 
     def _post(self, opcode: int, asked: bool, slot: int, done: Done | None) -> None:
+        self._check()
         self._number += 1
         request = self._request
         request.wr_id = self._number
@@ -240,10 +241,20 @@ class Link:
         Raises:
             Error: CONNECTION.
         """
+        self._check()
         try:
             self._pair.post_recv(self._receives[slot])
         except PyverbsError as exc:
             raise Error(Code.CONNECTION, f"the RDMA device takes no more: {exc}") from exc
+
+    def _check(self) -> None:
+        """Refuse to touch what is destroyed: verbs would not.
+
+        Raises:
+            Error: CONNECTION.
+        """
+        if not self.alive:
+            raise Error(Code.CONNECTION, "the connection is over")
 
     # ------------------------------------------------------------------ completions
 
@@ -284,6 +295,7 @@ class Link:
 
     def arm(self) -> None:
         """Have the next completion make ``descriptor`` readable; poll once more afterwards."""
+        self._check()
         try:
             self._queue.req_notify()
         except PyverbsError as exc:
@@ -291,6 +303,7 @@ class Link:
 
     def take_event(self) -> bool:
         """Take one event, ``descriptor`` being readable; tell whether there was one."""
+        self._check()
         try:
             self._channel.get_cq_event(self._queue)
         except PyverbsError:

@@ -169,6 +169,17 @@ def _actions(end: End, peer: End) -> list[Action]:
     return [lambda: end.push(peer), lambda: end.take(peer), end.read]
 
 
+def test_a_connection_that_ends_gives_up_every_transfer() -> None:
+    flow: Flow[str] = Flow(16, 16, 256)
+    for k in range(3):
+        flow.queue(b"x" * 1000)
+        flow.queue_transfer(f"w{k}")
+    assert flow.drop() == ["w0", "w1", "w2"]
+    assert flow.transfer is None
+    assert not flow.sendable
+    assert flow.waiting_bytes == 0
+
+
 def test_data_leaves_credit_for_grants() -> None:
     """A server that reads no more still hears what it waits for."""
     client, server = End(64, 16), End(16, 64)
