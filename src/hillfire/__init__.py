@@ -65,8 +65,8 @@ def connect(address: str | None = None, **options: Any) -> "FileSystem":
     """Connect to a cluster by its manager's address (``host:port``).
 
     Without one: ``HILLFIRE_ADDRESS``, else the cluster last started by this user's `hillfire up`.
-    Options: ``transport`` ("shm", "rdma", "tcp"; chosen by itself), ``io_timeout_s`` (60: how long an
-    operation goes on trying), ``staging_bytes`` (32 MiB: memory for file objects).
+    Options: ``transport`` ("shm", "rdma", "tcp"; chosen by itself), ``io_timeout_s`` (60: how long
+    an operation goes on trying), ``staging_bytes`` (32 MiB: memory for file objects).
 
     Raises:
         Error: UNAVAILABLE if no manager answers there, CONFIGURATION if there is no address.
