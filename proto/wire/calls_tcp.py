@@ -46,6 +46,12 @@ class TcpCalls(Calls):
         destinations = call.request.destinations
         if frame.sources or frame.destinations != len(destinations):
             raise Error(Code.PROTOCOL, "an answer with other parts than its request")
+        if len(destinations) == 1:
+            region, offset, length = destinations[0]
+            if FILLED.unpack(frame.table)[0] != frame.data_bytes or frame.data_bytes > length:
+                text = f"{frame.data_bytes} bytes for a destination of {length}"
+                raise Error(Code.PROTOCOL, text)
+            return [region.view[offset : offset + frame.data_bytes]]
         if type(destinations) is Parts:
             return _arrive(destinations, frame)
         filled = []

@@ -113,8 +113,14 @@ class TcpSide:
         buffer, self._arriving = self._arriving, None
         if not frame.table:
             return Opened((), (), None, 0)
-        if frame.destinations >= MIN_VIEWS and not frame.sources:
-            return self._open_many(frame)
+        if not frame.sources:
+            if frame.destinations == 1:
+                length = PART.unpack(frame.table)[2]
+                if length <= MAX_DATA_BYTES:
+                    buffer = self._pool.take(length)
+                    return Opened((), (buffer[:length],), (buffer, 0), length)
+            elif frame.destinations >= MIN_VIEWS:
+                return self._open_many(frame)
         lengths, total = self._measure(frame)
         if buffer is None:
             buffer = self._pool.take(total)
@@ -152,6 +158,11 @@ class TcpSide:
             if answer.filled:
                 raise ValueError("a destination filled that there is not")
             return table, []
+        if len(destinations) == 1 == len(answer.filled):
+            count = answer.filled[0]
+            if count > len(destinations[0]):
+                raise ValueError(f"{count} bytes filled in a destination of {len(destinations[0])}")
+            return table, [destinations[0][:count]] if count else []
         buffer, position = kept  # destinations begin at ``position``, one after another
         if isinstance(destinations, Views):
             from hillfire.proto.wire import part_arrays
