@@ -32,7 +32,8 @@ from hillfire.storage.craq.replica import Replica
 from hillfire.storage.peers import Peers
 from hillfire.storage.pool import Holder, Pools, Span
 from hillfire.storage.requests import Payload, Requests
-from hillfire.storage.store.base import ChunkStore, Image, Update
+from hillfire.storage.store.base import ChunkStore
+from hillfire.storage.storing import Prepared, Storing
 from hillfire.storage.threads import Group, Threads
 from hillfire.storage.transfers import read_pending, read_whole
 from hillfire.types import ChunkId, TargetId
@@ -47,14 +48,6 @@ RETRY_MIN_S = 0.01
 RETRY_MAX_S = 0.2
 QUIET_S = 1.0
 """Between two lines of the log on failed forwards, which are sent again many times a second."""
-INLINE_BYTES = 1024 * 1024
-"""Batches with up to this much payload are prepared on the event loop, if they are"""
-INLINE_PAYLOAD = 64 * 1024
-"""small updates: these go through the log and the page cache, which takes no longer than the hop
-to a thread and back, and the interpreter's lock would not let both run anyway."""
-JOB_BYTES = 4 * 1024 * 1024
-"""A batch with more payload is prepared by several threads, each part forwarded when it is ready:
-so the targets of the chain work on one batch at the same time."""
 
 
 class TargetShell:
@@ -80,7 +73,6 @@ class TargetShell:
         ``inline``: small updates are prepared and committed without a thread.
         """
         self.damaged = damaged
-        self._inline = inline
         self.target = target
         self.store = store
         self.replica = Replica(target, store.get, store.pending(), store.tags())
@@ -91,6 +83,7 @@ class TargetShell:
         self.pools = pools
         self._peers = peers
         self.threads = Threads(executor)
+        self._storing = Storing(store, self.threads, inline, lambda: self._stages)
         self.syncs = Group(self.threads, store.sync)
         """makes everything durable that was acknowledged before"""
         self._routing = routing
@@ -177,73 +170,16 @@ class TargetShell:
     # ------------------------------------------------------------------ the store's effects
 
     def _prepare(self, effect: effects.Prepare) -> None:
-        portion: list[Operation] = []
-        total = largest = 0
-        for operation in effect.operations:
-            payload: Payload = operation.payload  # type: ignore[assignment]
-            payload.keep()
-            size = len(payload.view)
-            if portion and total + size > JOB_BYTES:
-                self._prepare_portion(portion, effect.chain_version, total, largest)
-                portion, total, largest = [], 0, 0
-            portion.append(operation)
-            total += size
-            if size > largest:
-                largest = size
-        self._prepare_portion(portion, effect.chain_version, total, largest)
+        self._storing.prepare(effect.operations, effect.chain_version, self._prepared)
 
-    def _prepare_portion(
-        self, operations: Sequence[Operation], chain_version: int, total: int, largest: int
-    ) -> None:
-        memories = _memories(operations)
-        for memory in memories:
-            memory.hold()
-
-        def done(result: object) -> None:
-            if isinstance(result, BaseException):
-                self._broken("prepare", result)
-            else:
-                self.handle(events.Prepared(result))  # type: ignore[arg-type]
-            for memory in memories:
-                memory.drop()
-
-        if not self._inline or total > INLINE_BYTES or largest > INLINE_PAYLOAD:
-            self.threads.submit(lambda: self._images(operations, chain_version), done)
-            return
-        began = time.monotonic_ns()
-        try:
-            images = self.store.prepare_cached(_updates(operations, chain_version))
-        except Exception as exc:
-            done(exc)
-            return
-        self._stages.disk.observe(time.monotonic_ns() - began)
-        if None in images:
-            cold = [o for o, image in zip(operations, images, strict=True) if image is None]
-            self.threads.submit(lambda: self._images(cold, chain_version), done)
-            ready = [
-                (o, _coded(image))
-                for o, image in zip(operations, images, strict=True)
-                if image is not None
-            ]
-            if ready:
-                self.handle(events.Prepared(ready))
+    def _prepared(self, result: Prepared | BaseException) -> None:
+        if isinstance(result, BaseException):
+            self._broken("prepare", result)
         else:
-            done([(o, _coded(image)) for o, image in zip(operations, images, strict=True)])  # type: ignore[arg-type]
-
-    def _images(
-        self, operations: Sequence[Operation], chain_version: int
-    ) -> list[tuple[Operation, Image | int]]:
-        """Prepare operations in the store; for a thread."""
-        began = time.monotonic_ns()
-        images = self.store.prepare(_updates(operations, chain_version))
-        self._stages.disk.observe(time.monotonic_ns() - began)
-        return [(o, _coded(image)) for o, image in zip(operations, images, strict=True)]
+            self.handle(events.Prepared(result))
 
     def _commit(self, effect: effects.Commit) -> None:
-        operations, chain_version = effect.operations, effect.chain_version
-
-        def work() -> None:
-            self.store.commit([(o.chunk, o.version, chain_version) for o in operations])  # type: ignore[misc]
+        operations = effect.operations
 
         def done(result: object) -> None:
             if isinstance(result, BaseException):
@@ -251,15 +187,7 @@ class TargetShell:
             else:
                 self.handle(events.Committed(operations))
 
-        if not self._inline or self.store.waits():
-            self.threads.submit(work, done)
-            return
-        try:
-            work()
-        except Exception as exc:
-            done(exc)
-        else:
-            done(None)
+        self._storing.commit(operations, effect.chain_version, done)
 
     def _broken(self, what: str, exc: BaseException) -> None:
         """Stop after a failed store call: this target can go on no longer, the node can."""
@@ -492,39 +420,6 @@ def forward_item(o: Operation, attempt: int, chain: int, chain_version: int) -> 
         source_version, attempt,
     )  # fmt: skip
     return _new(ForwardItem, record)
-
-
-def _updates(operations: Sequence[Operation], chain_version: int) -> list[Update]:
-    """Describe operations to the store; payloads are copied into our own memory by now."""
-    return [
-        _new(
-            Update,
-            (
-                o.chunk, o.version, o.kind, o.offset, o.length, o.payload.fetch(),  # type: ignore[attr-defined]
-                o.checksum, o.tag, o.epoch, chain_version, o.chunk_bytes,
-                *(_NO_SOURCE if o.partner is None else (o.source, o.source_version)),
-            ),
-        )
-        for o in operations
-    ]  # fmt: skip
-
-
-def _memories(operations: Sequence[Operation]) -> list[Holder]:
-    """List the memory that payloads are in, once where neighbours share it."""
-    memories: list[Holder] = []
-    last = None
-    for operation in operations:
-        memory = operation.payload.memory  # type: ignore[attr-defined]
-        if memory is not last:
-            memories.append(memory)
-            last = memory
-    return memories
-
-
-def _coded(image: Image | Exception) -> Image | int:
-    if type(image) is Image:
-        return image
-    return image.code if isinstance(image, Error) else Code.IO
 
 
 def _payload_bytes(operation: Operation) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from crc32c import crc32c
@@ -11,6 +12,7 @@ from crc32c import crc32c
 from hillfire.cluster import Chain, PublicState, Routing
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.chunks import Kind, WriteItem
+from hillfire.storage import storing
 from hillfire.storage.craq import effects, events
 from hillfire.storage.dataplane import DataPlane
 from hillfire.storage.peers import Peers
@@ -126,6 +128,57 @@ def test_those_who_want_a_sync_during_one_share_the_next() -> None:
         go.release()
         await group.join()
         assert runs == 4
+
+    with ThreadPoolExecutor(2) as executor:
+        asyncio.run(asyncio.wait_for(work(executor), 10))
+
+
+def test_after_the_loop_had_to_wait_for_the_disk_threads_do(monkeypatch: Any) -> None:
+    monkeypatch.setattr(storing, "SLOW_NS", 20_000_000)
+    monkeypatch.setattr(storing, "WARY_NS", 60_000_000_000)
+
+    class Slow(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.threads: list[int] = []
+            self.slow = False
+
+        def prepare(self, updates: Sequence[Update]) -> list[Image | Exception]:
+            self.threads.append(threading.get_ident())
+            if self.slow:
+                threading.Event().wait(0.03)
+            return super().prepare(updates)
+
+        def commit(self, chunks: Any) -> None:
+            self.threads.append(threading.get_ident())
+            super().commit(chunks)
+
+    async def work(executor: ThreadPoolExecutor) -> None:
+        store = Slow()
+        shell = TargetShell(
+            TargetId(1), store, peers=Peers(), pools=Pools(1 << 20), executor=executor,
+            routing=lambda: Routing("", 0), stopped=lambda *_: None, poke=lambda: None,
+        )  # fmt: skip
+        shell.routing_changed(Chain(ChainId(1), 2, ((TargetId(1), PublicState.SERVING),)))
+        data = DataPlane(lambda chain: shell, lambda: True, Meter())
+        mine = threading.get_ident()
+
+        async def write(sequence: int) -> list[bool]:
+            store.threads.clear()
+            item = WriteItem(
+                CHUNK, 1, 2, Kind.WRITE, 0, 1, crc32c(b"x"), 0, 65536, 1, 0, sequence
+            )  # fmt: skip
+            (result,) = await data.update(1, [item], [memoryview(b"x")], events.WritesArrived, 5)
+            assert result.code == 0
+            return [thread == mine for thread in store.threads]
+
+        assert await write(1) == [True, True]
+        store.slow = True
+        assert await write(2) == [True, False], "it has just waited"
+        store.slow = False
+        assert await write(3) == [False, False]
+        monkeypatch.setattr(shell._storing, "_wary_until_ns", 0)
+        assert await write(4) == [True, True]
 
     with ThreadPoolExecutor(2) as executor:
         asyncio.run(asyncio.wait_for(work(executor), 10))
