@@ -1,8 +1,8 @@
 """When a read that takes long is asked of another replica too, and how much of that is allowed.
 
-Pure: time is passed in. A hedge is due when its request has taken longer than nineteen of twenty
-do at the replica that would be asked instead: what this node itself is used to does not count, or
-one that is always slow would never be hedged. Hedges earn what they may cost from the requests
+Pure: time is passed in. A hedge is due when its request has taken clearly longer than nineteen of
+twenty do at the replica that would be asked instead: what this node itself is used to does not
+count, or one that is always slow would never be hedged. Hedges earn what they may cost from the requests
 that are sent anyway, so that a cluster that is slow because it is loaded gets at most a twentieth
 more. Retries to be made at once earn theirs likewise; those beyond it wait first.
 
@@ -22,6 +22,9 @@ HEDGE_BURST = 8 * 1024 * 1024
 RETRY_SHARE = 0.2
 """Retries at once for each request that was answered."""
 RETRY_BURST = 64.0
+PATIENCE = 2.0
+"""How late a request is hedged, in times of what nineteen of twenty take: under a load that fills
+links one in twenty is always that late, and a second copy would only add to it."""
 MIN_DELAY_S = 0.001
 """Nothing is hedged earlier: a thread that was not scheduled looks like that."""
 MAX_DELAY_S = 0.5
@@ -79,7 +82,7 @@ class Hedging:
             late_s = self._loads.of(node).late_s[size]
             if node != ticket.node and (least < 0 or late_s < least):
                 least = late_s
-        return None if least < 0 else min(MAX_DELAY_S, max(MIN_DELAY_S, least))
+        return None if least < 0 else min(MAX_DELAY_S, max(MIN_DELAY_S, PATIENCE * least))
 
     def allow(self, ticket: Ticket, now: float) -> bool:
         """Tell whether a hedge that is due may be sent, and pay for it; its node is late anyhow."""

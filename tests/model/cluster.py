@@ -90,7 +90,9 @@ class Figures:
     """What came out, between the warm-up and the end."""
 
     share: float
-    """of the storage NICs' rate, their headers counted as lost"""
+    """of the storage NICs' rate that clients got; headers and hedges are lost"""
+    sent: float
+    """of their rate, hedges that lost included"""
     worst_node: float
     """share of the node that sent least"""
     blocked: float
@@ -197,7 +199,8 @@ class Cluster:
         waits = sorted(wait for reader in self.readers for wait in reader.waits)
         batches = sorted(wait for reader in self.readers for wait in reader.latencies)
         return Figures(
-            share=sum(shares) / len(shares),
+            share=sum(r.moved for r in self.readers) / (rate * len(shares)),
+            sent=sum(shares) / len(shares),
             worst_node=min(shares),
             blocked=(self._blocked() - blocked) / (took_s * ports * len(shares)),
             client_rate=sum(r.moved for r in self.readers) / took_s / len(self.readers),

@@ -95,6 +95,7 @@ class Run:
         if flying.outcome is not None:
             return
         flying.outcome = outcome
+        self._reader.moved += sum(part.length for part in flying.call.request.destinations)
         if flying not in self._waiting:
             return
         self._waiting.discard(flying)
@@ -124,6 +125,7 @@ class Reader:
         self.waits: list[float] = []
         """of requests"""
         self.moved = 0
+        """bytes that arrived and were not abandoned"""
         self.grants = Window(granted_bytes) if granted_bytes else None
         """request-to-send: what may be on its way out of nodes; None: all of it"""
         self._link = link
@@ -164,7 +166,6 @@ class Reader:
         port = node.ports[(self._number + int(call.endpoint.grpc)) % len(node.ports)]
 
         def arrived() -> None:
-            self.moved += total
             self.waits.append(clock.now - sent)
             if self.grants is not None:
                 for waiter in self.grants.give(total):
