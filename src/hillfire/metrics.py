@@ -53,6 +53,9 @@ def lower_ns(bucket: int) -> int:
     return max(0, ((step + 4) << shift) - 4) if bucket >= 4 else 0
 
 
+_ZERO = bucket_of(0)
+
+
 class Histogram:
     """How long something took, each time."""
 
@@ -208,8 +211,8 @@ class Registry:
         samples = []
         for (name, labels), (kind, text, entry) in list(self._entries.items()):
             if isinstance(entry, Histogram):
-                times = Times({b: n for b, n in enumerate(entry.counts) if n}, entry.total_ns)
-                if times.counts:
+                if entry.total_ns or entry.counts[_ZERO]:  # else unused, as most of them are
+                    times = Times({b: n for b, n in enumerate(entry.counts) if n}, entry.total_ns)
                     samples.append(Sample(name, kind, labels, text, times=times))
             elif isinstance(entry, Counter) and entry.value:
                 samples.append(Sample(name, kind, labels, text, float(entry.value)))
