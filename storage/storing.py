@@ -23,7 +23,7 @@ INLINE_BYTES = 512 * 1024
 """Batches with up to this much payload are prepared on the event loop,"""
 INLINE_PAYLOAD = 64 * 1024
 """if no update has more than this."""
-SLOW_NS = 50_000_000
+SLOW_NS = 100_000_000
 """A call that held the event loop up for so long was made to wait,"""
 WARY_NS = 5_000_000_000
 """and for so long afterwards threads wait instead."""
