@@ -166,6 +166,29 @@ def test_an_error_is_one_entrys_and_an_unseen_one_is_raised_at_the_end(fs: FileS
             queue.read(file, 0, region, lengths=10)
 
 
+def test_writes_are_queued_beside_reads(fs: FileSystem) -> None:
+    path, pieces = f"/queued-{fs._core.client}", 24
+    rows = fs.register(pieces * MIB).numpy("u1", (pieces, MIB))
+    rows[:] = np.arange(1, pieces + 1, dtype="u1")[:, None]
+    back = fs.register(pieces * MIB).numpy("u1", (pieces, MIB))
+    with fs.open(path, "w+b") as file, fs.queue(depth=8) as queue:
+        order = random.Random(4).sample(range(pieces), pieces)
+        for at in order:  # each a batch of its own, over all chains
+            queue.write(file, at * MIB, rows[at], tag=at)
+        for transfer in queue:
+            at = transfer.tag
+            if at >= 0:
+                assert transfer.result().check().n_bytes == MIB
+                queue.read(file, at * MIB, back[at], tag=-1)
+        assert (back == rows).all()
+        file.fsync()
+        assert fs.stat(path).st_size == pieces * MIB
+        overlapping = np.arange(40) * 1000
+        queue.write(file, overlapping, rows[0].reshape(-1, 4096)[:40])
+    with fs.open(path, "rb") as file:
+        assert file.read(39 * 1000 + 4096) == bytes([1]) * (39 * 1000 + 4096)
+
+
 @contextmanager
 def stopped(running: LocalCluster, names: list[str]) -> Iterator[None]:
     pids = [running.pid(name) for name in names]
