@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import hillfire
 from hillfire import metrics
@@ -21,6 +21,9 @@ from hillfire.client.filesystem import FileSystem
 from hillfire.cluster import NodeKind
 from hillfire.config import format_size
 from hillfire.errors import Code, Error
+
+Watch: TypeAlias = Callable[[str], contextlib.AbstractContextManager[None]]
+"""What looks on while a row is taken: given its name, a context."""
 
 LIMIT_PART = 0.25
 """Of a workload's time is spent on its limit, half before and half after it."""
@@ -42,8 +45,11 @@ class Plan(NamedTuple):
     limits: bool
 
 
-def take(plan: Plan, told: Callable[[str], None]) -> dict[str, Any]:
-    """Take every row; ``told`` hears what is being done. The keys are an interface."""
+def take(plan: Plan, told: Callable[[str], None], watch: Watch) -> dict[str, Any]:
+    """Take every row; ``told`` hears what is being done, ``watch`` is entered around each.
+
+    The keys are an interface.
+    """
     rows: list[dict[str, Any]] = []
     with Gatherer(plan.address) as gatherer:
         head = _head(plan, gatherer)
@@ -51,7 +57,7 @@ def take(plan: Plan, told: Callable[[str], None]) -> dict[str, Any]:
         with contextlib.closing(limits):
             for transport in plan.transports:
                 with hillfire.connect(plan.address, transport=transport) as fs:
-                    rows += _rows(plan, fs, transport, gatherer, limits, told)
+                    rows += _rows(plan, fs, transport, gatherer, limits, told, watch)
     return {**head, "rows": rows}
 
 
@@ -86,6 +92,7 @@ def _rows(
     gatherer: Gatherer,
     limits: Limits,
     told: Callable[[str], None],
+    watch: Watch,
 ) -> Iterator[dict[str, Any]]:
     """Take the rows of one transport, over a file that is gone afterwards."""
     path = f"{plan.directory.rstrip('/')}/hillfire-bench-{os.getpid()}"
@@ -94,7 +101,7 @@ def _rows(
         fill(fs, path, plan.size, lambda place: told(f"writing the file: {format_size(place)}"))
         for workload in plan.workloads:
             told(f"{workload.name} over {transport or 'what connect() takes'}")
-            yield _row(plan, fs, path, workload, transport, gatherer, limits)
+            yield _row(plan, fs, path, workload, transport, gatherer, limits, watch)
     finally:
         with contextlib.suppress(Error):
             fs.unlink(path)
@@ -108,6 +115,7 @@ def _row(
     transport: str | None,
     gatherer: Gatherer,
     limits: Limits,
+    watch: Watch,
 ) -> dict[str, Any]:
     limit_s = plan.seconds * LIMIT_PART / 2
     over_tcp = transport == "tcp" and not workload.write
@@ -119,7 +127,8 @@ def _row(
         return [*taken, limits.take_tcp(workload, limit_s)] if over_tcp else taken
 
     first = limit()
-    takens, done = _take(plan, fs, path, workload, transport, gatherer)
+    with watch(f"{workload.name} {transport or ''}".strip()):
+        takens, done = _take(plan, fs, path, workload, transport, gatherer)
     around = list(zip(first, limit(), strict=True))
     calls = [ns for taken in takens for ns in taken.calls_ns]
     rates = [sum(slices) for slices in zip(*(taken.rates for taken in takens), strict=True)]

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hillfire.cli import profile
 from hillfire.cli.bench import LIMIT_PART, Plan, take
 from hillfire.cli.connect import last_cluster
 from hillfire.cli.figures import WIDTH, console
+from hillfire.cli.flame import Stacks, merge
 from hillfire.cli.workload import DEFAULT, parse
 from hillfire.config import format_size, parse_size
 from hillfire.errors import Code, Error
@@ -66,10 +68,11 @@ def start(
         rows = len(workloads) * len(transports)
         left_s = rows * (seconds * (1 + LIMIT_PART * limits) + 1)
         until = time.monotonic() + left_s
-        if flame is not None:
-            stack.enter_context(_flame(flame, directory))
+        flames = stack.enter_context(_Flames(flame, directory)) if flame is not None else None
         found = take(
-            plan, lambda text: told(f"{text}  about {max(0, until - time.monotonic()):.0f} s left")
+            plan,
+            lambda text: told(f"{text}  about {max(0, until - time.monotonic()):.0f} s left"),
+            flames.watch if flames is not None else lambda name: contextlib.nullcontext(),
         )
     if as_json:
         print(json.dumps(found, indent=2))
@@ -110,16 +113,33 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-@contextlib.contextmanager
-def _flame(output: Path, directory: Path | None) -> Iterator[None]:
-    """Look at this process and the local cluster's until the block ends."""
-    from hillfire.cli import profile
+class _Flames:
+    """Looks at this process and the local cluster's while rows are taken; one picture of all."""
 
-    pids = {**profile.find((), directory), "client": os.getpid()}
-    with profile.recording(pids, profile.How(100, native=False, idle=False, lines=False)) as seen:
-        yield
-        profile.write(seen.stop(), output, "hillfire bench io")
-    print(f"{output}: a flame graph of {', '.join(pids)}", file=sys.stderr)
+    def __init__(self, output: Path, directory: Path | None) -> None:
+        """Find out whom to look at."""
+        self._output = output
+        self._pids = {**profile.find((), directory), "client": os.getpid()}
+        self._seen: list[Stacks] = []
+
+    def __enter__(self) -> "_Flames":
+        """Return itself."""
+        return self
+
+    @contextlib.contextmanager
+    def watch(self, row: str) -> Iterator[None]:
+        """Look until the block ends; the row is the outermost frame."""
+        how = profile.How(100, native=False, idle=False, lines=False)
+        with profile.recording(self._pids, how) as seen:
+            yield
+            stacks = seen.stop()
+        self._seen.append({(row, *stack): count for stack, count in stacks.items()})
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        """Draw what was seen."""
+        if kind is None:
+            profile.write(merge(self._seen), self._output, "hillfire bench io")
+            print(f"{self._output}: a flame graph of {', '.join(self._pids)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
