@@ -13,11 +13,12 @@ import struct
 from array import array
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import frame as frames
-from hillfire.proto.wire.base import MAX_DATA_BYTES, WIRE_VERSION, Part, Request
+from hillfire.proto.wire.base import MAX_DATA_BYTES, WIRE_VERSION, Part, Parts, Request
 from hillfire.proto.wire.blocking import BlockingConnection
 from hillfire.proto.wire.frame import HEADER, MAGIC, PART, REGISTER, Kind, Parser, Role
 from hillfire.proto.wire.pick import connect_blocking
@@ -27,6 +28,15 @@ from tests.conformance.wire_faces import Server, until
 
 TRANSPORTS = ("shm", "tcp")
 SIZE = 8192
+MANY = (
+    PART.pack(1, SIZE, 1),
+    PART.pack(1, SIZE - 1, 2),
+    PART.pack(1, 2**64 - 1, 2),
+    PART.pack(1, 2**62 - 1, 1),
+    PART.pack(99, 0, 1),
+    PART.pack(2**64 - 1, 0, 1),
+)
+"""Behind twenty good parts: large batches are checked all at once."""
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +199,42 @@ def test_client_survives_nonsense_of_a_server(answer: bytes, family: int) -> Non
     region.check(0, SIZE)  # nothing stays in quarantine once the server is gone
 
 
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+@pytest.mark.parametrize(
+    ("filled", "data"),
+    [([5] * 19 + [11], 106), ([2**32 - 1] * 20, 10), ([5] * 20, 99), ([5] * 21, 105)],
+    ids=["one-too-many", "far-too-many", "other-sum", "other-count"],
+)
+def test_client_survives_nonsense_about_a_large_batch(
+    family: int, filled: list[int], data: int
+) -> None:
+    if family == socket.AF_UNIX:
+        ours, theirs = socket.socketpair()
+        region, data = Region.wrap(bytearray(SIZE)), 0  # through staging memory
+        if filled == [5] * 20:
+            filled = [10] * 20 + [0]
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ours = socket.create_connection(listener.getsockname())
+            theirs = listener.accept()[0]
+        region = Region.allocate(SIZE)
+    theirs.sendall(frames.hello(Role.SERVER, 1))
+    connection = BlockingConnection(ours, 5)
+    parts = Parts(region, np.arange(20) * 20, np.full(20, 10))
+    ticket = connection.start(Request(FILL, b"", (), parts), 5)
+    table = struct.pack(f"<{len(filled)}I", *filled)
+    answer = frames.encode(
+        Kind.RESPONSE, 0, 1, table=table, destinations=len(filled), data_bytes=data
+    )
+    theirs.sendall(answer + b"x" * data)
+    with pytest.raises(Error) as caught:
+        connection.finish(ticket, 5)
+    assert caught.value.code is Code.PROTOCOL
+    theirs.close()
+    assert not any(region.view)
+    region.check(0, SIZE)
+
+
 def test_what_is_arriving_over_tcp_stays_in_quarantine_until_it_is_there() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     ours = socket.create_connection(listener.getsockname())
@@ -236,8 +282,11 @@ def test_a_request_before_hello_is_refused(server: Server, transport: str) -> No
         PART.pack(1, 2**63, 2**32 - 1),
         PART.pack(2**64 - 1, 0, 1),
         PART.pack(1, 0, 1) + PART.pack(1, SIZE + 1, 0),
+        *(PART.pack(1, 0, 1) * 20 + bad for bad in MANY),
+        PART.pack(99, 0, 1) * 20,
     ],
-    ids=["unknown", "behind", "across", "wraps", "far", "forged", "empty-behind"],
+    ids=["unknown", "behind", "across", "wraps", "far", "forged", "empty-behind"]
+    + [f"many-{k}" for k in range(len(MANY) + 1)],
 )
 def test_forged_addresses_are_answered_and_change_nothing(server: Server, table: bytes) -> None:
     fd = memfd(SIZE)
@@ -361,6 +410,9 @@ def test_tcp_parts_beyond_the_limit_are_answered(server: Server) -> None:
     with Raw(server, "tcp") as raw:
         table = PART.pack(0, 0, MAX_DATA_BYTES) + PART.pack(0, 0, 1)
         raw.send(request(table, destinations=2))
+        assert raw.code() is Code.TOO_LARGE
+        table = PART.pack(0, 0, MAX_DATA_BYTES // 16) * 17
+        raw.send(request(table, destinations=17))
         assert raw.code() is Code.TOO_LARGE
         raw.send(request(PART.pack(0, 0, 1), destinations=1))
         assert raw.code() is Code.OK
