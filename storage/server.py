@@ -16,6 +16,7 @@ from hillfire.proto import manager_pb2 as pb
 from hillfire.proto.membership import Membership
 from hillfire.proto.process import ProcessService
 from hillfire.proto.service import Dispatcher, GrpcServer, serve_grpc
+from hillfire.proto.wire import part_arrays
 from hillfire.proto.wire.base import FIRST_SERVICE_METHOD, Answer, Incoming
 from hillfire.proto.wire.pick import host_id, open_door
 from hillfire.proto.wire.server import WireServer
@@ -36,6 +37,8 @@ from hillfire.storage.turns import Turns
 from hillfire.types import ChainId, NodeId, TargetId
 
 log = logging.getLogger(__name__)
+
+_ = part_arrays  # NumPy takes 100 ms to import: not on the event loop, in the first large batch
 
 
 class StorageServer:
