@@ -427,3 +427,60 @@ def test_a_flipped_bit_anywhere_is_found_by_scrub_and_never_read() -> None:
             assert (wrong > 0) == (name in damaged)
         found += len(damaged)
     assert found == 30
+
+
+def test_an_event_loop_prepares_what_needs_no_wait_and_leaves_the_rest() -> None:
+    disk = SimulatedDisk()
+    store = open_engine(disk.parts())
+    apply(store, *(update(name, 1, DATA[: 256 * KIB]) for name in NAMES[:3]))
+    plain = update(NAMES[0], 2, DATA[:4096], 8192)
+    within = update(NAMES[1], 2, b"some bytes", 100)  # needs the rest of its page
+    cut = update(NAMES[2], 2, b"", kind=Kind.TRUNCATE)._replace(length=70_000)
+    wrong = update(NAMES[3], 1, b"payload")._replace(checksum=1)
+    disk.is_cached = lambda: False
+    if not native.FAST:  # the pages of what was written are not known then
+        store.read(NAMES[0], 0, memoryview(bytearray(4096)))
+    first, second, third, fourth = store.prepare_cached([plain, within, cut, wrong])
+    assert isinstance(first, Image)
+    assert second is None and third is None
+    assert isinstance(fourth, Error) and fourth.code is Code.CHECKSUM
+    assert {chunk for chunk, _ in store.pending()} == {NAMES[0]}
+    disk.is_cached = lambda: True
+    answers = store.prepare_cached([within, cut])
+    assert answers == store.prepare([within, cut])
+    store.commit([(each.chunk, each.version, 1) for each in (plain, within, cut)])
+    assert content(store, NAMES[0]) == DATA[:8192] + DATA[:4096] + DATA[12288 : 256 * KIB]
+    assert content(store, NAMES[1]) == DATA[:100] + b"some bytes" + DATA[110 : 256 * KIB]
+    assert content(store, NAMES[2]) == DATA[:70_000]
+    store.close()
+
+
+def test_a_store_that_syncs_each_frame_leaves_everything_to_threads() -> None:
+    store = open_engine(SimulatedDisk().parts(), Options(durable=True))
+    assert store.waits()
+    assert store.prepare_cached([update(NAMES[0], 1, b"x")]) == [None]
+    assert not list(store.pending())
+    store.close()
+
+
+def test_pages_of_a_checkpoint_go_to_their_places() -> None:
+    disk = SimulatedDisk()
+    store = open_engine(disk.parts())
+    model = {name: bytearray(DATA[: 256 * KIB]) for name in NAMES[:4]}
+    apply(store, *(update(name, 1, bytes(data)) for name, data in model.items()))
+    chance = random.Random(5)
+    for version in range(2, 60):
+        batch = []
+        for name, data in model.items():
+            at, n_bytes = chance.randrange(240) * 1024, chance.choice((512, 4096, 8192))
+            piece = chance.randbytes(n_bytes)
+            data[at : at + n_bytes] = piece
+            batch.append(update(name, version, piece, at))
+        apply(store, *batch)
+    steps = Steps(disk)
+    assert store.maintain()
+    assert 4 < steps.take()["blocks.write"] < 4 * 64, "neighbours in one piece"
+    for name, data in model.items():
+        assert content(store, name) == data
+        store.verify(name, cold=True)
+    store.close()
