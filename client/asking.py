@@ -36,6 +36,8 @@ ATTEMPT_S = 3.0
 """Of one request: more than a lease, after which another replica is asked."""
 IDLE_S = 2 * ATTEMPT_S
 """How long answers are waited for at a time where no hedge is due: each ends earlier."""
+MAX_WAKES = 100
+"""Waits that end one after the other without anything to show for it: a defect."""
 TICK_S = 0.0001
 """What is waited at least: a clock that is read in floats may stand still for less."""
 
@@ -229,9 +231,11 @@ class _Asking:
 
     def run(self) -> Operation[None]:
         """Send, wait, settle, until nothing is left."""
-        core = self._core
+        core, wakes = self._core, 0
         while self._line or self._sent:
             yield from self._send()
+            wakes += 1
+            assert wakes <= MAX_WAKES, f"{len(self._sent)} requests wait for nothing"
             waiting, due = [], None
             for each in self._sent:
                 waiting.append(each.flying)
@@ -242,8 +246,13 @@ class _Asking:
             yield Await([each for each in waiting if each.outcome is None], left_s)
             now, still = core.clock(), []
             for each in self._sent:
-                if not (yield from self._settled(each, now)):
-                    still.append(each)
+                due, hedges = each.due, len(each.hedges)
+                if (yield from self._settled(each, now)):
+                    wakes = 0
+                    continue
+                still.append(each)
+                if each.due != due or len(each.hedges) != hedges:
+                    wakes = 0
             self._sent = still
 
     def end(self) -> None:

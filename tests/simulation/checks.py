@@ -189,6 +189,10 @@ class Checks:
 
     def at_rest(self) -> None:
         """Verify that nothing is under way and that replicas are equal."""
+        for client in self.world.clients:
+            loads = client.core.loads
+            if loads.bytes or any(load.flying for load in loads.nodes.values()):
+                raise Failure(f"{client} still counts reads as on their way: {loads.bytes} bytes")
         for chain in self.world.directory.routing.chains.values():
             records = []
             for target in chain.serving:
