@@ -62,7 +62,7 @@ class Reads:
         """
         into = incoming.destinations
         batch = Batch(incoming.body, into)
-        cached = batch.n_bytes() <= INLINE_READ_BYTES
+        cached = batch.n_bytes <= INLINE_READ_BYTES
         slow: list[tuple[int, TargetShell]] = []
         left: Sequence[int]
         if cached:
@@ -134,6 +134,7 @@ class Reads:
         for job, task in zip(jobs, reading, strict=True):
             part, failed = task.result()
             batch.take([position for position, _ in job], part)
+            metrics.READ.errors.value += len(failed)
             for position, shell, code in failed:
                 if code == Code.IO:
                     shell.fail(Error(Code.IO, f"a read failed: {batch.item(position).chunk.hex()}"))
@@ -196,7 +197,7 @@ def _answer(batch: Batch) -> Answer:
         metrics.READ.disk.observe(batch.disk_ns)
         metrics.READ.checksum.observe(batch.checksum_ns)
     metrics.READ.items.value += len(batch.into)
-    metrics.READ.bytes.value += batch.n_bytes()
+    metrics.READ.bytes.value += batch.n_bytes
     return Answer(Code.OK, bytes(batch.results), batch.filled)
 
 
@@ -212,7 +213,13 @@ def _read_job(
         for each in threads:
             each.drop()
 
-    task = asyncio.ensure_future(job[0][1].threads.call(lambda: _read_thoroughly(batch, job)))
+    submitted_ns = time.monotonic_ns()
+
+    def work() -> tuple[Batch, list[tuple[int, TargetShell, Code]]]:
+        metrics.READ.server_queue.observe(time.monotonic_ns() - submitted_ns)
+        return _read_thoroughly(batch, job)
+
+    task = asyncio.ensure_future(job[0][1].threads.call(work))
     task.add_done_callback(ended)
     return task
 

@@ -38,7 +38,7 @@ Look = Callable[[int, int], "Code | Target | None"]
 class Batch:
     """One request's reads, and what became of them so far."""
 
-    __slots__ = ("_items", "checksum_ns", "disk_ns", "filled", "into", "results")
+    __slots__ = ("_items", "checksum_ns", "disk_ns", "filled", "into", "n_bytes", "results")
 
     def __init__(self, items: memoryview | bytes, into: Sequence[memoryview]) -> None:
         """``items`` are READ_ITEMS, each to be read ``into`` the memory at its position.
@@ -51,6 +51,8 @@ class Batch:
             raise Error(Code.PROTOCOL, text)
         self._items = items
         self.into = into
+        self.n_bytes = into.n_bytes if type(into) is Views else sum(map(len, into))
+        """how many are asked for"""
         self.results = bytearray()
         """READ_RESULTS"""
         self.filled: Sequence[int] = ()
@@ -83,11 +85,6 @@ class Batch:
         self.results = bytearray(READ_RESULTS.n_bytes * count)
         self.filled = array("I", bytes(4 * count))
         return range(count)
-
-    def n_bytes(self) -> int:
-        """Return how many bytes are asked for."""
-        into = self.into
-        return into.n_bytes if type(into) is Views else sum(map(len, into))
 
     def item(self, position: int) -> ReadItem:
         """Return what is asked for at a position."""

@@ -99,7 +99,7 @@ def ask(world: World, wanted: list[Wanted], *, wait: bool, views: bool) -> tuple
         into.append(base[at : at + w.length])
         at += w.length
     batch = Batch(items, Views(base, memoryview(table), total) if views else into)
-    assert batch.n_bytes() == total
+    assert batch.n_bytes == total
     known = target(world)
     left, cold = batch.read(lambda chain, version: known, wait=wait)
     return batch, {*left, *cold}
