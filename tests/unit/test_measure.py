@@ -3,6 +3,7 @@
 import io
 import itertools
 import random
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from hillfire.cli import flame
+from hillfire.cli.bench_io import _set
 from hillfire.cli.bench_view import legend, stage_table, table_of
 from hillfire.cli.limits import Limits
 from hillfire.cli.load import offsets, run_for
 from hillfire.cli.workload import DEFAULT, parse
+from hillfire.config import default_toml
 from hillfire.errors import Error
 
 MIB = 1 << 20
@@ -182,3 +185,11 @@ def test_figures_stand_beside_their_limits_and_what_was_before() -> None:
     assert stages.index("wire") < stages.index("disk")
     assert "50.0 µs" in stages and "2.00 ms" in stages
     assert stage_table([{**rows[0], "stages": []}]) == "no stage was timed"
+
+
+def test_a_setting_takes_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "storage-101.toml"
+    path.write_text(default_toml("storage"))
+    _set(path, ["direct_io=false", "io_threads=8"])
+    told = tomllib.loads(path.read_text())
+    assert (told["direct_io"], told["io_threads"]) == (False, 8)

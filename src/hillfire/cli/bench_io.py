@@ -30,6 +30,7 @@ def start(
     directory: Path | None,
     address: str | None,
     fresh: tuple[int, int] | None,
+    settings: Sequence[str],
     *,
     transports: Sequence[str | None],
     seconds: float,
@@ -43,7 +44,14 @@ def start(
     compare: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure and print. ``fresh``: nodes and replicas of a cluster of its own."""
+    """Measure and print. ``fresh``: nodes and replicas of a cluster of its own.
+
+    ``settings``: NAME=VALUE for the storage nodes of that one.
+    """
+    if settings and fresh is None:
+        raise Error(Code.INVALID, "--set is for --fresh: other clusters keep their configuration")
+    if wrong := [each for each in settings if "=" not in each]:
+        raise Error(Code.INVALID, f"--set {wrong[0]}: say NAME=VALUE, such as direct_io=false")
     before = _earlier(compare) if compare is not None else []
     workloads = [parse(word) for word in words or DEFAULT]
     try:
@@ -58,7 +66,7 @@ def start(
         told = stack.enter_context(_progress())
         if fresh is not None:
             told("starting a cluster")
-            directory = stack.enter_context(_fresh_cluster(*fresh))
+            directory = stack.enter_context(_fresh_cluster(*fresh, settings))
         if directory is not None:
             address = ClusterDirectory(directory).shape().address
         plan = Plan(
@@ -69,7 +77,7 @@ def start(
         left_s = rows * (seconds * (1 + LIMIT_PART * limits) + 1)
         until = time.monotonic() + left_s
         flames = stack.enter_context(_Flames(flame, directory)) if flame is not None else None
-        found = take(
+        found = {"settings": list(settings)} | take(
             plan,
             lambda text: told(f"{text}  about {max(0, until - time.monotonic()):.0f} s left"),
             flames.watch if flames is not None else lambda name: contextlib.nullcontext(),
@@ -143,21 +151,44 @@ class _Flames:
 
 
 @contextlib.contextmanager
-def _fresh_cluster(nodes: int, replicas: int) -> Iterator[Path]:
-    """Run a cluster of one's own on this machine for a while, in a temporary directory."""
+def _fresh_cluster(nodes: int, replicas: int, settings: Sequence[str]) -> Iterator[Path]:
+    """Run a cluster of one's own on this machine for a while, in a temporary directory.
+
+    ``settings``: ``NAME=VALUE`` for its storage nodes, as in their TOML files.
+    """
     with tempfile.TemporaryDirectory(prefix="hillfire-bench-") as name:
         state = {**os.environ, "XDG_STATE_HOME": f"{name}/state"}
-        command, directory = [sys.executable, "-m", "hillfire.cli"], Path(name, "cluster")
-        up = ["up", "--dir", str(directory), "--port", "0", "--detach"]
-        up += ["--nodes", str(nodes), "--replicas", str(replicas)]
-        done = subprocess.run([*command, *up], env=state, capture_output=True, text=True)
-        if done.returncode:
-            log = directory / "supervisor.log"  # which is about to go
-            last = log.read_text().splitlines()[-1:] if log.exists() else []
-            why = "; ".join([done.stderr.strip(), *last])
-            raise Error(Code.UNAVAILABLE, f"no cluster could be started: {why}")
+        directory = Path(name, "cluster")
+
+        def run(*arguments: str) -> None:
+            command = [sys.executable, "-m", "hillfire.cli", *arguments, "--dir", str(directory)]
+            done = subprocess.run(command, env=state, capture_output=True, text=True)
+            if done.returncode:
+                why, log = done.stderr.strip(), directory / "supervisor.log"
+                if str(log) in why and log.exists():  # it is about to go
+                    why = log.read_text().strip().rpartition("\n")[2]
+                raise Error(Code.UNAVAILABLE, f"no cluster could be started: {why}")
+
+        shape = ["--nodes", str(nodes), "--replicas", str(replicas)]
+        run("up", "--port", "0", "--detach", *shape)
         try:
+            if settings:
+                run("down")
+                for path in directory.glob("storage-*.toml"):
+                    _set(path, settings)
+                run("up", "--detach")
             yield directory
         finally:
-            down = ["down", "--dir", str(directory)]
-            subprocess.run([*command, *down], env=state, capture_output=True)
+            with contextlib.suppress(Error):
+                run("down")
+
+
+def _set(path: Path, settings: Sequence[str]) -> None:
+    """Give options of a configuration other values."""
+    chosen = dict(each.split("=", 1) for each in settings)
+    kept = [
+        line
+        for line in path.read_text().splitlines()
+        if line.partition("=")[0].strip() not in chosen
+    ]
+    path.write_text("\n".join([*(f"{k} = {v}" for k, v in chosen.items()), *kept]) + "\n")

@@ -9,7 +9,8 @@ from hillfire.config import MIB, format_size
 
 def described(head: dict[str, Any]) -> str:
     """Return under what circumstances the figures hold."""
-    return (
+    settings = f"storage nodes with {', '.join(head['settings'])}\n" if head["settings"] else ""
+    return settings + (
         f"{head['storage_nodes']} storage nodes, {head['replicas']} replicas, durability "
         f"{head['durability']}, {head['clients']} client{'s' * (head['clients'] > 1)}, file of "
         f"{format_size(head['file_bytes'])}; medians of {head['seconds']:g} s in slices\n"

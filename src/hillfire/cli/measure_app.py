@@ -115,6 +115,12 @@ def bench_io(
     ] = False,
     nodes: Annotated[int, typer.Option(help="Storage nodes of --fresh.")] = 3,
     replicas: Annotated[int, typer.Option(help="Copies of each chunk, of --fresh.")] = 3,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="For the storage nodes of --fresh: direct_io=false."
+        ),
+    ] = None,
     transport: Annotated[
         list[Wire] | None,
         typer.Option(
@@ -180,7 +186,7 @@ def bench_io(
 
     wires = [None if each is Wire.auto else each.value for each in transport or [Wire.auto]]
     start(
-        workloads or [], directory, address, (nodes, replicas) if fresh else None,
+        workloads or [], directory, address, (nodes, replicas) if fresh else None, settings or [],
         transports=wires, seconds=seconds, size=size, clients=clients, path=path,
         limits=limits, limit_directory=limit_dir, stages=stages, flame=flame, compare=compare,
         as_json=json,
