@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hillfire.proto.wire import copies
 from hillfire.proto.wire.base import Part, Parts, Request
 from hillfire.proto.wire.calls import Call, Calls
 from hillfire.proto.wire.frame import PART, Frame
@@ -72,17 +73,8 @@ class RdmaCalls(Calls):
     ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
         """Return keys and addresses of the parts; take room for what will arrive."""
         device = self._device
-        if type(parts) is Parts and (parts.region.fd >= 0 or device.knows(parts.region)):
-            from hillfire.proto.wire import part_arrays
-
-            keys = device.keys(parts.region)
-            table = part_arrays.pack(parts, keys.remote, parts.offsets + keys.address)
-            if len(request.destinations) and self._take_room(int(parts.lengths.sum())):
-                table = (
-                    PART.pack(keys.remote | GRANTED, *PART.unpack_from(table)[1:])
-                    + table[PART.size :]
-                )
-            return table, (), None
+        if type(parts) is Parts:
+            return self._pack_many(request, parts)
         foreign: list[tuple[int, int]] = []
         for position, (region, _, length) in enumerate(parts):
             if region.fd < 0 and length < IN_PLACE_BYTES and not device.knows(region):
@@ -94,6 +86,7 @@ class RdmaCalls(Calls):
                 if loan is not None and position in loan.views:
                     if position < len(request.sources):
                         loan.views[position][:] = region.view[offset : offset + length]
+                        copies.CLIENT.value += length
                     region, offset = loan.region, loan.offsets[position]
                 if length:
                     keys = device.keys(region)
@@ -109,6 +102,35 @@ class RdmaCalls(Calls):
             if self._take_room(n_bytes):
                 records[len(request.sources)][0] |= GRANTED
         return b"".join([PART.pack(*record) for record in records]), (), loan
+
+    def _pack_many(
+        self, request: Request, parts: Parts
+    ) -> tuple[bytes, Sequence[Buffer], Loan | None]:
+        """Do the same for a large batch of one region: all of it is staged, or nothing."""
+        from hillfire.proto.wire import part_arrays
+
+        region, places, loan = parts.region, parts.offsets, None
+        total = int(parts.lengths.sum())
+        if region.fd < 0 and total < IN_PLACE_BYTES and not self._device.knows(region):
+            loan = self._staging.lend([(0, total)])
+            region = loan.region
+            places = part_arrays.in_a_row(parts.lengths) + loan.offsets[0]
+            if request.sources:
+                staged = loan.views[0]
+                for begin, start, length in part_arrays.runs(parts, parts.lengths):
+                    staged[begin : begin + length] = parts.region.view[start : start + length]
+                copies.CLIENT.value += total
+        try:
+            keys = self._device.keys(region)
+        except BaseException:
+            if loan is not None:
+                loan.give_back()
+            raise
+        table = part_arrays.pack(parts, keys.remote, places + keys.address)
+        if request.destinations and self._take_room(total):
+            first = PART.pack(keys.remote | GRANTED, *PART.unpack_from(table)[1:])
+            table = first + table[PART.size :]
+        return table, (), loan
 
     def touches(self, region: Region) -> bool:
         """Tell whether the server's device may touch a region: a staged one it never sees."""

@@ -665,9 +665,9 @@ def test_the_way_is_timed_apart_from_the_server(tmp_path: Path, transport: str) 
             await gate.wait()
             return Answer()
 
-        server = WireServer(handle, tcp="127.0.0.1:0", shm=str(tmp_path / "wire.sock"))
+        server = WireServer(handle, tcp="127.0.0.1:0", shm=str(tmp_path / "wire.sock"), rdma=door())
         await server.start()
-        endpoint = Endpoint("", server.tcp_address, server.shm_path, "")
+        endpoint = Endpoint("", server.tcp_address, server.shm_path, "", server.rdma_address)
         connection = await connect_async(endpoint, TIMEOUT_S, transport=transport)
         on_way_ns, at_server_ns = metrics.READ.wire.total_ns, metrics.READ.server.total_ns
         sent_ns = time.monotonic_ns()
