@@ -198,16 +198,19 @@ def fetch_part(
         if not isinstance(result, Error):
             return gathered(core, part, moved)
     except BaseException:
-        _unstage(core, part, moved)
+        unstage_all(core, part, moved)
         raise
-    _unstage(core, part, moved)
+    unstage_all(core, part, moved)
     own = Part(Region.wrap(bytearray(length)), 0, length)
     only((yield from read_batch(core, [(extent, offset, own)], deadline)))
     return own
 
 
 def gathered(core: Core, part: Part, moved: list[Moved]) -> Part:
-    """Return staging memory with all of the bytes that were read into ``part`` or moved."""
+    """Return staging memory with all of the bytes that were read into ``part`` or moved.
+
+    ``part`` and what was moved are given back; ``unstage`` what is returned.
+    """
     if not moved:
         return part
     whole = core.stage(part.length)
@@ -217,11 +220,12 @@ def gathered(core: Core, part: Part, moved: list[Moved]) -> Part:
         at = start + wanted.offset - part.offset
         source = found.region.view[found.offset : found.offset + found.length]
         view[at : at + found.length] = source
-    _unstage(core, part, moved)
+    unstage_all(core, part, moved)
     return whole
 
 
-def _unstage(core: Core, part: Part, moved: list[Moved]) -> None:
+def unstage_all(core: Core, part: Part, moved: list[Moved]) -> None:
+    """Give back the memory of a read and of what its hedges left elsewhere."""
     core.unstage(part)
     for staged in {id(each.staged): each.staged for each in moved}.values():
         core.unstage(staged)

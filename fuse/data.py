@@ -11,6 +11,7 @@ import os
 from typing import NamedTuple
 
 from hillfire.client import reading
+from hillfire.client.asking import Moved
 from hillfire.errors import Code, Error
 from hillfire.fuse.attributes import Attributes, Caller
 from hillfire.fuse.handles import EVERYTHING, FileHandle, Node
@@ -132,11 +133,21 @@ class Data(Names):
         extent = core.extent(node.inode)
         if node.length > extent.length:
             extent = extent._replace(length=node.length)
-        (result,) = await self.client.run(
-            reading.read_batch(core, [(extent, offset, slot)], patient=False)
-        )
-        if not isinstance(result, Error):
+        moved: list[Moved] = []
+        try:
+            (result,) = await self.client.run(
+                reading.read_batch(core, [(extent, offset, slot)], patient=False, moved=moved)
+            )
+        except BaseException:
+            reading.unstage_all(core, slot, moved)
+            raise
+        if moved:  # a hedge won: something may still land in the slot
+            whole = reading.gathered(core, slot, moved)
+            into = memoryview(bytearray(whole.region.view[whole.offset : whole.offset + length]))
+            core.unstage(whole)
+        else:
             into = slot.region.view[slot.offset : slot.offset + length]
+        if not isinstance(result, Error):
             if result < length:
                 into[result:] = bytes(length - result)
             return into
