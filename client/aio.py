@@ -39,7 +39,7 @@ from hillfire.client.sync import new_client, own_identity
 from hillfire.cluster import Endpoint
 from hillfire.errors import Code, Error
 from hillfire.proto import meta_pb2
-from hillfire.proto.wire.base import AsyncConnection, Part
+from hillfire.proto.wire.base import AsyncConnection, Part, Reply
 from hillfire.proto.wire.pick import connect_async, host_id
 
 log = logging.getLogger(__name__)
@@ -54,13 +54,63 @@ CONNECT_TIMEOUT_S = 2.0
 _BROKEN = frozenset({Code.CONNECTION, Code.PROTOCOL})
 
 
+class _Handle:
+    """What a call that was started here knows of itself."""
+
+    __slots__ = ("give_up", "waiter")
+
+    def __init__(self) -> None:
+        self.give_up: Callable[[], object] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        """of who awaits it"""
+
+
+def _settle(flying: Flying, outcome: Outcome) -> None:
+    """Give a call its outcome, and wake who awaits it."""
+    if flying.outcome is None:
+        flying.outcome = outcome
+        waiter = flying.handle.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+def _carried_out(flying: Flying, task: "asyncio.Task[Outcome]") -> None:
+    """Give a call the outcome of its task, which cannot fail unless it was cancelled."""
+    if not task.cancelled():
+        failure = task.exception()
+        error = None if failure is None else Error(Code.INTERNAL, f"a call failed: {failure!r}")
+        _settle(flying, task.result() if error is None else Outcome(b"", error, True))
+
+
+async def _first(flying: Sequence[Flying], timeout_s: float | None) -> None:
+    """Wait until any of these has its outcome, at most for a time."""
+    waiting = [each.handle for each in flying if each.outcome is None]
+    if not waiting:
+        return
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    for handle in waiting:
+        handle.waiter = waiter
+    timer = None if timeout_s is None else loop.call_later(timeout_s, _wake, waiter)
+    try:
+        await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 def _abandon(flying: Sequence[Flying]) -> None:
-    """Cancel what has no outcome yet, which puts its parts into quarantine."""
+    """Give up what has no outcome yet, which puts its parts into quarantine."""
     for each in flying:
         if each.outcome is None:
-            each.handle.cancel()
-            gone = Error(Code.CANCELLED, "nobody waits for this answer any more")
-            each.outcome = Outcome(b"", gone, True)
+            each.outcome = Outcome(b"", Error(Code.CANCELLED, "nobody waits for this answer"), True)
+            if each.handle.give_up is not None:
+                each.handle.give_up()
 
 
 class Client:
@@ -244,7 +294,7 @@ class Client:
                         value: Any = (
                             [await self._call(calls[0])]
                             if len(calls) == 1
-                            else await asyncio.gather(*map(self._call, calls))
+                            else await self._exchange(calls, started)
                         )
                     elif kind is Pause:
                         await asyncio.sleep(action.seconds)  # type: ignore[union-attr]
@@ -262,6 +312,14 @@ class Client:
             operation.close()
             _abandon(started)
 
+    async def _exchange(self, calls: Sequence[Call], started: list[Flying]) -> list[Outcome | None]:
+        flying = [self._begin(call) for call in calls]
+        started[:] = [each for each in started if each.outcome is None] + flying
+        waiting = flying
+        while waiting := [each for each in waiting if each.outcome is None]:
+            await _first(waiting, None)
+        return [each.outcome for each in flying]
+
     async def _perform(self, action: Any, started: list[Flying]) -> Any:
         """Carry out an action that is neither an exchange nor a pause."""
         if type(action) is Start:
@@ -269,12 +327,7 @@ class Client:
             started += flying
             return flying
         if type(action) is Await:
-            tasks = [each.handle for each in action.flying if each.outcome is None]
-            if tasks:
-                when = asyncio.FIRST_COMPLETED
-                done, _ = await asyncio.wait(tasks, timeout=action.timeout_s, return_when=when)
-                for task in done:
-                    task.result()
+            await _first(action.flying, action.timeout_s)
             return None
         if type(action) is Abandon:
             _abandon(action.flying)
@@ -285,22 +338,44 @@ class Client:
         return await action.handle
 
     def _begin(self, call: Call) -> Flying:
-        """Start a call as a task; its outcome is told before anyone who awaits it goes on."""
+        """Start a call: by its connection, or as a task if that is still to be made."""
+        endpoint, request, timeout_s = call
         flying = Flying(call)
+        handle = flying.handle = _Handle()
+        lane, connection = self._connection(endpoint)
+        if connection is None:
+            task = asyncio.ensure_future(self._call(call))
+            task.add_done_callback(lambda done: _carried_out(flying, done))
+            handle.give_up = task.cancel
+            return flying
+        kind = connection.kind
 
-        async def carry_out() -> None:
-            flying.outcome = await self._call(call)
+        def done(reply: Reply | Error) -> None:
+            if not isinstance(reply, Error):
+                _settle(flying, Outcome(reply.body, None, kind == "shm"))
+                return
+            if reply.code in _BROKEN:
+                self._drop(lane, connection)
+            _settle(flying, Outcome(b"", reply, True))
 
-        flying.handle = asyncio.ensure_future(carry_out())
+        try:
+            handle.give_up = connection.submit(request, timeout_s, done)
+        except Error as exc:
+            done(exc)
         return flying
 
-    async def _call(self, call: Call) -> Outcome:
-        endpoint, request, timeout_s = call
+    def _connection(self, endpoint: Endpoint) -> tuple[Lane, AsyncConnection | None]:
+        """Return the connection to a node that has least to do, None if there is none yet."""
         lane = endpoint, 0
         connection = self._connections.get(lane)
         if connection is not None and connection.kind == "tcp":
             lane = self._least_busy(endpoint)
             connection = self._connections.get(lane)
+        return lane, connection
+
+    async def _call(self, call: Call) -> Outcome:
+        endpoint, request, timeout_s = call
+        lane, connection = self._connection(endpoint)
         try:
             if connection is None:
                 connection = await self._connect(lane)

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
@@ -111,7 +112,7 @@ class AsyncConnection(base.AsyncConnection):
         request: base.Request,
         timeout_s: float,
         done: Callable[[base.Reply | Error], None],
-    ) -> None:
+    ) -> Callable[[], None]:
         """See ``base.AsyncConnection``: ``request`` without its future and its caller's task.
 
         ``done`` may be called before this returns.
@@ -120,6 +121,15 @@ class AsyncConnection(base.AsyncConnection):
         number = self._start(request, timeout_s, waiter)
         if waiter.done is not None:
             waiter.timer = self._loop.call_later(timeout_s, self._overdue, number, waiter)
+        return partial(self._forget, number, waiter)
+
+    def _forget(self, number: int, waiter: _Waiter) -> None:
+        """Give a submitted request up that nobody waits for any more."""
+        if waiter.done is not None:
+            waiter.done = None
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+            self._calls.give_up(number, self.drain)
 
     def _overdue(self, number: int, waiter: _Waiter) -> None:
         """Give a submitted request up that took too long."""

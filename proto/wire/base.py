@@ -232,8 +232,10 @@ class AsyncConnection(abc.ABC):
     @abc.abstractmethod
     def submit(
         self, request: Request, timeout_s: float, done: Callable[[Reply | Error], None]
-    ) -> None:
+    ) -> Callable[[], None]:
         """Send a request and have ``done`` called with what comes of it, on the loop, once.
+
+        Returns what gives it up: ``done`` is not called then, and its parts are in quarantine.
 
         Raises:
             Error: what ``request`` raises before anything is sent; ``done`` is not called then.
