@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hillfire.client.actions import Abandon, Await, Call, Exchange, Operation, Pause, Start
-from hillfire.client.aio import Client
+from hillfire.client.aio import Client, Lane
 from hillfire.client.connections import Connections
 from hillfire.client.flight import Flight
 from hillfire.client.sync import Shell
@@ -39,8 +39,8 @@ class BareClient(Client):
 
     def __init__(self, transport: str) -> None:
         self._transport = transport
-        self._connections: dict[Endpoint, AsyncConnection] = {}
-        self._connecting: dict[Endpoint, asyncio.Task[AsyncConnection]] = {}
+        self._connections: dict[Lane, AsyncConnection] = {}
+        self._connecting: dict[Lane, asyncio.Task[AsyncConnection]] = {}
         self._closed = False
 
 
