@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import timeit
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,13 @@ def test_percentiles_are_near_the_truth() -> None:
 
 
 def test_an_observation_is_cheap() -> None:
-    observe = Histogram().observe
-    took_s = min(timeit.repeat(lambda: observe(123_456), number=1000, repeat=20)) / 1000
-    assert took_s < 1e-6  # 0.2 µs with the lambda's call; a lock, or a search for the bucket, shows
+    observe, nothing = Histogram().observe, lambda ns: None
+    times = [
+        [timeit.timeit(partial(each, 123_456), number=1000) for each in (observe, nothing)]
+        for _ in range(20)
+    ]
+    took, least = (min(column) for column in zip(*times, strict=True))
+    assert took < 10 * least  # some 3: a loop over buckets, or a lock, is more
 
 
 def test_what_was_done_between_two_looks() -> None:

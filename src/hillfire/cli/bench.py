@@ -74,7 +74,7 @@ def _head(plan: Plan, gatherer: Gatherer) -> dict[str, Any]:
         "address": plan.address,
         "storage_nodes": len({routing.node_of(t).id for t in routing.targets}),
         "replicas": min(replicas),
-        "durability": "page cache",
+        "durability": "page cache (disk where a row says fsync)",
         "file_bytes": plan.size,
         "clients": plan.clients,
         "seconds": plan.seconds,
