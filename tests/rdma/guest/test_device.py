@@ -15,7 +15,9 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire import calls_rdma, rdma_device
 from hillfire.proto.wire.base import PART, Part, Request
 from hillfire.proto.wire.calls_rdma import IN_PLACE_BYTES, RdmaCalls
-from hillfire.proto.wire.pick import connect_blocking
+from hillfire.proto.wire.pick import _open_rdma, connect_blocking
+from hillfire.proto.wire.rdma_flow import READY, Kind
+from hillfire.proto.wire.rdma_stream import RdmaStream
 from hillfire.proto.wire.rdma_window import Window
 from hillfire.region import Region
 from tests.conformance.wire_child import ECHO, FILL, HOLD, JOIN, RELEASE
@@ -273,6 +275,23 @@ def test_polling(monkeypatch: pytest.MonkeyPatch) -> None:
         face.end()
     finally:
         server.end()
+
+
+def test_nonsense_over_the_queue_pair_ends_it_and_nothing_else(server: Server) -> None:
+    for nonsense in (b"GET / HTTP/1.1\r\n" * 10, bytes(range(256)) * 4, None):
+        stream = _open_rdma(server.endpoint.rdma, TIMEOUT_S)
+        assert isinstance(stream, RdmaStream)
+        stream.settimeout(TIMEOUT_S)
+        if nonsense is None:
+            stream.say(Kind.READY, READY.pack(1, 1))  # what only servers say
+        else:
+            stream.send(nonsense)
+        answer = memoryview(bytearray(4096))
+        while stream.recv_into(answer):
+            pass  # it may have said why
+        stream.close()
+        stream.close()
+        assert server.ask(ECHO, b"alive") == b"alive"
 
 
 def test_connections_leave_nothing_behind(server: Server) -> None:
