@@ -116,7 +116,7 @@ class Recorder(System):
         self._note("pwrite", self.paths[fd], at, bytes(data))
         return super().pwrite(fd, data, at)
 
-    def scatter(self, fd: int, pieces: list[tuple[int, Buffer]]) -> None:
+    def scatter(self, fd: int, pieces: Sequence[tuple[int, Buffer]]) -> None:
         for at, data in pieces:
             self.write_all(fd, data, at)
 
