@@ -23,6 +23,12 @@ FEWEST = 16
 """Items for which arrays are worth their setting up."""
 
 
+FULL = 32
+"""Pieces of a request, on average, below which fewer and fuller requests are better."""
+MIX = 0x9E3779B1
+"""Has chains begin their turns at different replicas (Knuth's multiplicative hash)."""
+
+
 class Table:
     """A routing as arrays: by row, a chain's version and the nodes that are asked, in turn."""
 
@@ -127,8 +133,15 @@ def plan_reads(items: Items, table: Table, turn: int) -> tuple[list[Bulk], Longs
 
 
 def choose(table: Table, rows: NDArray[np.int32], turn: int) -> NDArray[np.int32]:
-    """Return the slot of the node that is asked for each piece: in turn, from ``turn`` on."""
-    turns = np.arange(turn + 1, turn + 1 + len(rows), dtype=np.int64)
+    """Return the slot of the node that is asked for each piece: in turn, from ``turn`` on.
+
+    Each piece takes its own turn where that still makes requests worth sending. Otherwise a
+    chain's pieces go to one replica, another one the next time: of many nodes few are asked.
+    """
+    if len(rows) >= FULL * len(table.replicas):
+        turns = np.arange(turn + 1, turn + 1 + len(rows), dtype=np.int64)
+    else:
+        turns = turn + (rows.astype(np.int64) * MIX >> 16)
     chosen: NDArray[np.int32] = table.turns[rows, turns % table.counts[rows]]
     return chosen
 

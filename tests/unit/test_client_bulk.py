@@ -14,7 +14,7 @@ from hillfire.proto.wire.base import Part
 from hillfire.proto.wire.chunks import READ_ITEMS, ReadItem
 from hillfire.region import Region
 from hillfire.types import ByteRange
-from tests.unit.client_world import CHUNK, World
+from tests.unit.client_world import CHUNK, World, endpoint
 
 SPACE = 64 * CHUNK
 
@@ -103,6 +103,25 @@ def test_replicas_take_turns() -> None:
     for request in planned[0]:
         shares[request.node.node] = shares.get(request.node.node, 0) + len(request.items)
     assert set(shares.values()) == {80}
+
+
+def test_of_many_nodes_few_are_asked_and_all_in_the_end() -> None:
+    """A batch over sixteen chains of 48 nodes is sixteen requests, not 48."""
+    lines = {
+        chain: plan.Line(1, replicas, replicas)
+        for chain in range(1, 17)
+        for replicas in [
+            tuple(plan.Replica(0, 3 * chain + i, endpoint(f"n{3 * chain + i}")) for i in range(3))
+        ]
+    }
+    table, asked = bulk.Table(lines), dict[int, int]()
+    rows = table.rows[np.arange(256) % 16 + 1]
+    for turn in range(300):
+        slots = bulk.choose(table, rows, turn)
+        assert len(set(slots.tolist())) == 16
+        for slot in set(slots.tolist()):
+            asked[slot] = asked.get(slot, 0) + 1
+    assert set(asked.values()) == {100}, "each in turn"
 
 
 def batch(world: World) -> Items:
