@@ -188,8 +188,9 @@ class Names(Base):
         Into ``path2`` if that is a directory or ends with a slash. Globs and lists are renamed one
         by one.
         """
-        several = isinstance(path1, (list, tuple)) or has_magic(stringify_path(path1))
-        sources = self.expand_path(path1) if several else [self._strip_protocol(path1)]
+        source = self._strip_protocol(list(path1) if isinstance(path1, tuple) else path1)
+        several = isinstance(source, list) or has_magic(source)
+        sources = self.expand_path(source) if several else [source]
         if isinstance(path2, (list, tuple)):
             targets = [self._strip_protocol(each) for each in path2]
         else:
