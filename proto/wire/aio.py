@@ -13,9 +13,10 @@ from functools import partial
 
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import base, forks
-from hillfire.proto.wire.frame import Kind, Parser, Role, check_hello, hello
+from hillfire.proto.wire.frame import Kind, Role, check_hello, hello
 from hillfire.proto.wire.lingering import linger
 from hillfire.proto.wire.outgoing import Outgoing
+from hillfire.proto.wire.parser import Parser
 from hillfire.proto.wire.stream import Stream
 from hillfire.proto.wire.transports import calls_for
 

@@ -21,9 +21,9 @@ from hillfire.proto.wire.base import MAX_BODY_BYTES, Answer, Handler, Incoming
 from hillfire.proto.wire.chunks import operation_of
 from hillfire.proto.wire.eager import start
 from hillfire.proto.wire.frame import (
+    REQUEST,
     Frame,
     Kind,
-    Parser,
     Role,
     check_hello,
     encode,
@@ -32,6 +32,7 @@ from hillfire.proto.wire.frame import (
 )
 from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.outgoing import Outgoing
+from hillfire.proto.wire.parser import Parser
 from hillfire.proto.wire.stream import Buffer, Opened, Side, Stream
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,6 @@ class _Job(NamedTuple):
     arrived_ns: int
 
 
-_REQUEST = int(Kind.REQUEST)
 _NOTHING = Opened((), (), None, 0)
 JOIN_BYTES = 16 * 1024
 """Data up to here leaves as one buffer with its frame: the copy costs less than two buffers do."""
@@ -182,7 +182,7 @@ class Connection:
             frame = parser.next()
             if frame is None:
                 return False
-            if frame[0] == _REQUEST and self._greeted:
+            if frame[0] == REQUEST and self._greeted:
                 self._request(frame)
                 if self._out.bytes and time.monotonic_ns() - self._arrived_ns > FLUSH_NS:
                     self._flush()

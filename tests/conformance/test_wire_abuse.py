@@ -20,7 +20,8 @@ from hillfire.errors import Code, Error
 from hillfire.proto.wire import frame as frames
 from hillfire.proto.wire.base import MAX_DATA_BYTES, WIRE_VERSION, Part, Parts, Request
 from hillfire.proto.wire.blocking import BlockingConnection
-from hillfire.proto.wire.frame import HEADER, MAGIC, PART, REGISTER, Kind, Parser, Role
+from hillfire.proto.wire.frame import HEADER, MAGIC, PART, REGISTER, Kind, Role
+from hillfire.proto.wire.parser import Parser
 from hillfire.proto.wire.pick import connect_blocking
 from hillfire.region import SEALS, Region
 from tests.conformance.wire_child import ECHO, FILL, HOLD

@@ -3,6 +3,8 @@
 Budget: 20 s.
 """
 
+from array import array
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from hillfire.errors import Code, Error
 from hillfire.proto.wire import frame as frames
 from hillfire.proto.wire.base import MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_PARTS, WIRE_VERSION
-from hillfire.proto.wire.frame import FILLED, HEADER, MAGIC, Frame, Kind, Parser, Role
+from hillfire.proto.wire.frame import FILLED, HEADER, MAGIC, Frame, Kind, Role
+from hillfire.proto.wire.parser import Parser
 
 FEW = settings(max_examples=60, deadline=None)
 
@@ -171,3 +174,47 @@ def test_timeouts_fit() -> None:
     assert frames.milliseconds(0.0) == 1
     assert frames.milliseconds(1.5) == 1500
     assert frames.milliseconds(1e12) == frames.MAX_TIMEOUT_MS
+
+
+@FEW
+@given(
+    st.integers(0, 2**16 - 1),
+    st.integers(1, 2**64 - 1),
+    st.floats(0, 1e8),
+    st.binary(max_size=50),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.integers(0, 2**26),
+)
+def test_the_short_ways_to_a_frame_make_the_same(
+    number: int, ticket: int, seconds: float, body: bytes, sources: int, more: int, data: int
+) -> None:
+    table = bytes(20) * (sources + more)
+    assert frames.request(number, ticket, seconds, body, table, sources, more, data) == (
+        frames.encode(
+            Kind.REQUEST,
+            number,
+            ticket,
+            timeout_ms=frames.milliseconds(seconds),
+            table=table,
+            body=body,
+            sources=sources,
+            destinations=more,
+            data_bytes=data,
+        )
+    )
+    filled = list(range(more))
+    table, took_us = frames.pack_filled(filled), int(seconds * 1000)
+    assert frames.pack_filled(memoryview(array("I", filled))) == table
+    assert frames.response(number, ticket, took_us, body, table, data) == frames.encode(
+        Kind.RESPONSE,
+        number,
+        ticket,
+        timeout_ms=min(took_us, frames.MAX_TIMEOUT_MS),
+        table=table,
+        body=body,
+        destinations=more,
+        data_bytes=data,
+    )
+    with pytest.raises(ValueError, match="memoryview of Q"):
+        frames.pack_filled(memoryview(array("Q", filled)))
