@@ -26,6 +26,11 @@ ITEM_COST = 8 * 1024
 
 PACE_WEIGHT = 1 / 8
 """Of the newest answer in a node's pace."""
+RECOVERY_WEIGHT = 1 / 2
+"""Of the newest answer of a slow node, if it was faster: probes are few."""
+MOST_AT_ONCE = 8.0
+"""An answer counts as at most so many times slower than the average: one that a thread was late
+for makes no node slow, three in a row do."""
 LIKE_PACE = 2.0
 """Paces within this factor of the usual one are all the same."""
 SLOW_PACE = 4.0
@@ -147,8 +152,7 @@ class Loads:
             late[size] *= RISE if took > late[size] else FALL
         else:
             late[size] = min(FIRST_FACTOR * took, 0.99 * FIRST_LATE_S)
-        pace = took / ticket.before
-        load.pace += (pace - load.pace) * PACE_WEIGHT if load.pace else pace
+        self._sample(load, took / ticket.before)
         self.answers += 1
         if not self.answers % USUAL_EVERY or not self.usual:
             self._find_usual()
@@ -157,18 +161,29 @@ class Loads:
 
     def overdue(self, ticket: Ticket, now: float) -> None:
         """Note that a request has taken so long already: its node is at least that slow."""
-        load, pace = ticket.load, (now - ticket.at) / ticket.before
-        if pace > load.pace:
-            load.pace += (pace - load.pace) * PACE_WEIGHT if load.pace else pace
-            self._judge(ticket.node, load)
+        self._at_least(ticket, (now - ticket.at) / ticket.before)
 
     def lost(self, ticket: Ticket, now: float) -> None:
         """Note that another replica answered first: nobody will see how long this one takes."""
-        pace = LOST_FACTOR * (now - ticket.at) / ticket.before
-        load = ticket.load
-        load.pace += (max(pace, load.pace) - load.pace) * PACE_WEIGHT
-        self._judge(ticket.node, load)
+        self._at_least(ticket, LOST_FACTOR * (now - ticket.at) / ticket.before)
         self.ended(ticket, now, answered=False)
+
+    def _at_least(self, ticket: Ticket, pace: float) -> None:
+        if pace > ticket.load.pace:
+            self._sample(ticket.load, pace)
+            self._judge(ticket.node, ticket.load)
+
+    @staticmethod
+    def _sample(load: NodeLoad, pace: float) -> None:
+        """Take a pace into the average."""
+        known = load.pace
+        if not known:
+            load.pace = pace
+        elif pace > known:
+            load.pace = known + (min(pace, MOST_AT_ONCE * known) - known) * PACE_WEIGHT
+        else:
+            weight = PACE_WEIGHT if load.slowness == 1.0 else RECOVERY_WEIGHT
+            load.pace = known + (pace - known) * weight
 
     def _find_usual(self) -> None:
         paces = sorted(load.pace for load in list(self.nodes.values()) if load.pace)

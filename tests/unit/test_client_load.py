@@ -94,7 +94,7 @@ def test_a_node_that_recovered_is_found_out() -> None:
         now += load.PROBE_S
         answered(loads, 2, 0.001, now)
         probes += 1
-        assert probes < 40
+        assert probes < 8
     warm(loads, {1: 0.001, 2: 0.001, 3: 0.001}, now=now)
     assert chosen(loads, now) == {1: 100, 2: 100, 3: 100}
 
@@ -102,9 +102,20 @@ def test_a_node_that_recovered_is_found_out() -> None:
 def test_a_node_that_stopped_in_the_middle_of_a_request_is_slow_before_it_answers() -> None:
     loads = Loads()
     now = warm(loads, {1: 0.001, 2: 0.001, 3: 0.001})
-    ticket = loads.started(2, 1, MIB, now)
-    loads.overdue(ticket, now + 0.1)
+    tickets = [loads.started(2, 1, MIB, now) for _ in range(4)]
+    for ticket in tickets:
+        loads.overdue(ticket, now + 0.1)
     assert loads.slow == {2} and loads.turns((A, B, C), now + 10.0) == [A, C]
+
+
+def test_one_answer_that_was_late_makes_no_node_slow() -> None:
+    loads = Loads()
+    now = warm(loads, {1: 0.001, 2: 0.001, 3: 0.001})
+    answered(loads, 2, 5.0, now)
+    assert not loads.slow
+    answered(loads, 2, 5.0, now)
+    answered(loads, 2, 5.0, now)
+    assert loads.slow == {2}
 
 
 def test_where_all_are_slow_nobody_is() -> None:
