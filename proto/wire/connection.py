@@ -14,10 +14,9 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, Protocol
 
 from hillfire.errors import Code, Error
-from hillfire.proto.wire.base import MAX_BODY_BYTES, Answer, Handler, Incoming
+from hillfire.proto.wire.base import MAX_BODY_BYTES, Answer, Incoming
 from hillfire.proto.wire.chunks import operation_of
 from hillfire.proto.wire.eager import start
 from hillfire.proto.wire.frame import (
@@ -30,54 +29,20 @@ from hillfire.proto.wire.frame import (
     hello,
     response,
 )
-from hillfire.proto.wire.limits import Limits
 from hillfire.proto.wire.outgoing import Outgoing
 from hillfire.proto.wire.parser import Parser
+from hillfire.proto.wire.serving import Job, Owner, error_answer
 from hillfire.proto.wire.stream import Buffer, Opened, Side, Stream
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 8192
 """Buffers of answers that a client does not take."""
-MAX_MESSAGE_BYTES = 4096
-"""Of an error's text."""
-
-
-def error_answer(code: Code, message: str) -> Answer:
-    """Return the answer that is raised as ``Error(code, message)`` at the client."""
-    return Answer(code, message.encode("utf-8", "replace")[:MAX_MESSAGE_BYTES])
-
-
-class _Job(NamedTuple):
-    """A request in flight."""
-
-    number: int
-    method: int
-    destinations: Sequence[memoryview]
-    kept: Any
-    cost: int
-    arrived_ns: int
-
-
 _NOTHING = Opened((), (), None, 0)
 JOIN_BYTES = 16 * 1024
 """Data up to here leaves as one buffer with its frame: the copy costs less than two buffers do."""
 FLUSH_NS = 100_000
 """An answer waits no longer for those of its neighbours, so that its client can go on."""
-
-
-class Owner(Protocol):
-    """The server, as a connection sees it."""
-
-    handler: Handler
-    limits: Limits
-    loop: asyncio.AbstractEventLoop
-    tasks: set[asyncio.Task[None]]
-    bytes: int
-    """of all requests in flight"""
-
-    def ended(self, connection: "Connection") -> None:
-        """Take note that a connection's socket is closed."""
 
 
 class Connection:
@@ -218,11 +183,11 @@ class Connection:
             opened = self._side.open(frame) if table else _NOTHING
         except Error as exc:
             answer = error_answer(exc.code, exc.strerror or "")
-            self._answer(_Job(number, method, (), None, 0, self._arrived_ns), answer)
+            self._answer(Job(number, method, (), None, 0, self._arrived_ns), answer)
             return
         sources, destinations, kept, cost = opened
         incoming = Incoming(method, body, sources, destinations, timeout_ms / 1000, self._peer)
-        job = _Job(number, method, destinations, kept, cost + len(body), self._arrived_ns)
+        job = Job(number, method, destinations, kept, cost + len(body), self._arrived_ns)
         times = operation_of(method)
         times.server_queue.observe(time.monotonic_ns() - self._arrived_ns)
         try:
@@ -244,12 +209,12 @@ class Connection:
             self._owner.tasks.add(task)
             task.add_done_callback(self._owner.tasks.discard)
 
-    def _admit(self, job: _Job) -> None:
+    def _admit(self, job: Job) -> None:
         """Count a request's bytes, until its answer has left."""
         self._bytes += job.cost
         self._owner.bytes += job.cost
 
-    async def _wait(self, job: _Job, awaitable: Awaitable[Answer]) -> None:
+    async def _wait(self, job: Job, awaitable: Awaitable[Answer]) -> None:
         """Answer once the handler has."""
         try:
             answer = await awaitable
@@ -280,7 +245,7 @@ class Connection:
         log.error("handler failed method=%d peer=%s", method, self._peer, exc_info=exc)
         return error_answer(Code.INTERNAL, f"{type(exc).__name__} in the server; see its log")
 
-    def _answer(self, job: _Job, answer: Answer) -> None:
+    def _answer(self, job: Job, answer: Answer) -> None:
         """Queue an answer; its memory goes back to the pool when it has left."""
         data: Sequence[Buffer] = ()
         table = b""
@@ -307,7 +272,7 @@ class Connection:
         else:
             self._out.put([head, *data], sent=lambda: self._sent(job))
 
-    def _sent(self, job: _Job) -> None:
+    def _sent(self, job: Job) -> None:
         """Take note that an answer has left."""
         self._bytes -= job.cost
         self._owner.bytes -= job.cost
