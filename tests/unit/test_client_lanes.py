@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hillfire.client.actions import Call, Flying
-from hillfire.client.aio import Client
+from hillfire.client.aio import Client, _first
 from hillfire.client.connections import TCP_CALLS, TCP_CONNECTIONS, Connections
 from hillfire.client.lanes import Lanes
 from hillfire.cluster import Endpoint
@@ -99,7 +99,11 @@ def test_so_it_is_on_an_event_loop(server: Held, transport: str, expected: int) 
         def begin(method: int, body: bytes = b"") -> Flying:
             return client._begin(Call(server.endpoint, Request(method, body), 10.0))
 
-        await begin(ECHO).handle
+        async def ended(*calls: Flying) -> None:
+            while waiting := [each for each in calls if each.outcome is None]:
+                await _first(waiting, 10.0)
+
+        await ended(begin(ECHO))
         flying = []
         for k in range(CALLS):
             flying.append(begin(HOLD, bytes([k])))
@@ -110,8 +114,7 @@ def test_so_it_is_on_an_event_loop(server: Held, transport: str, expected: int) 
         if expected > 1:
             busy = [each.outstanding for each in client._connections.values()]
             assert max(busy) - min(busy) <= TCP_CALLS
-        await begin(RELEASE).handle
-        await asyncio.wait([each.handle for each in flying])
+        await ended(begin(RELEASE), *flying)
         bodies = [each.outcome.body for each in flying if each.outcome is not None]
         assert bodies == [bytes([k]) for k in range(CALLS)]
         await client.close()
