@@ -101,10 +101,11 @@ class Allocator:
             self.files.grow(name, (block.number + 1) << name)
             blocks.grow(block.number + 1 - blocks.capacity)
 
-    def allocate(self, length: int) -> Block:
+    def allocate(self, length: int, nowait: bool = False) -> Block:
         """Take a free block that holds ``length`` bytes.
 
         Raises:
+            BlockingIOError: with ``nowait``, if the disk would have to set bytes aside for it.
             Error: NO_SPACE, IO.
         """
         name = size_class(length)
@@ -113,11 +114,16 @@ class Allocator:
             blocks = self._maps.setdefault(name, BlockMap())
             index = blocks.allocate()
             if index is None:
+                if nowait:
+                    raise BlockingIOError
                 self._grow(name, blocks)
                 index = blocks.allocate()
                 assert index is not None, "a file that grew has a free block"
             block = Block(name, index)
             if blocks.is_hollow(index):
+                if nowait:
+                    blocks.release(index)
+                    raise BlockingIOError
                 self._fill(blocks, block)
             return block
 

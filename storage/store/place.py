@@ -264,7 +264,7 @@ class Placer:
         if old is not None and after > old.n_bytes and kept and start >= kept:
             # it grows by appending: leave room, so that it does not move at every step
             room = max(after, min(old.n_bytes * GROWTH, update.chunk_bytes))
-        return self._write_new(room, image), sums
+        return self._write_new(room, image, nowait), sums
 
     def _move(
         self, update: Update, record: Record | None, after: int, nowait: bool
@@ -277,10 +277,10 @@ class Placer:
                 raise
             return Placement.NONE, None
 
-    def _write_new(self, room: int, image: memoryview) -> Block:
+    def _write_new(self, room: int, image: memoryview, nowait: bool) -> Block:
         """Write bytes into a fresh block that has room for ``room``."""
         try:
-            block = self._blocks.allocate(room)
+            block = self._blocks.allocate(room, nowait)
         except Error as exc:
             if exc.code != Code.NO_SPACE:
                 raise
@@ -312,7 +312,7 @@ class Placer:
             image = scratch(meta.length, "image")
             self._old(source, 0, image, nowait)
             sums, _ = whole(image)
-            block = self._write_new(meta.length, image)
+            block = self._write_new(meta.length, image, nowait)
         elif block is not None:
             placement = Placement.SHARE
             self._blocks.share(block)

@@ -484,3 +484,14 @@ def test_pages_of_a_checkpoint_go_to_their_places() -> None:
         assert content(store, name) == data
         store.verify(name, cold=True)
     store.close()
+
+
+def test_an_event_loop_does_not_wait_for_a_file_to_grow() -> None:
+    disk = SimulatedDisk()
+    store = open_engine(disk.parts())
+    steps = Steps(disk)
+    assert store.prepare_cached([update(NAMES[0], 1, b"x")]) == [None]
+    assert not steps.take()["blocks.grow"]
+    apply(store, update(NAMES[0], 1, b"x"))
+    assert isinstance(store.prepare_cached([update(NAMES[1], 1, b"y")])[0], Image)
+    store.close()
