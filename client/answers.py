@@ -13,9 +13,9 @@ import numpy as np
 from hillfire import metrics
 from hillfire.client import plan
 from hillfire.client.actions import Operation, Outcome, Pause
-from hillfire.client.asking import Moved
 from hillfire.client.bulk import Bulk
 from hillfire.client.core import Core
+from hillfire.client.hedged import Moved
 from hillfire.client.plan import Batch, Piece
 from hillfire.client.retry import FIRST_DELAY_S, History, Verdict, after_read
 from hillfire.errors import Code, Error

@@ -88,6 +88,11 @@ class Bulk(NamedTuple):
         """How many it asks for."""
         return int(self.parts.lengths.sum())
 
+    @property
+    def chain(self) -> int:
+        """Of its first item."""
+        return int.from_bytes(self.body[16:20], "little")
+
     def pieces(self) -> list[Piece]:
         """Return all of its items as they are asked of another replica."""
         return [self.piece(at) for at in range(len(self.items))]

@@ -2,11 +2,11 @@
 
 Pure: time is passed in. A hedge is due when its request has taken clearly longer than nineteen of
 twenty do at the replica that would be asked instead: what this node itself is used to does not
-count, or one that is always slow would never be hedged. Hedges earn what they may cost from the requests
-that are sent anyway, so that a cluster that is slow because it is loaded gets at most a twentieth
-more. Retries to be made at once earn theirs likewise; those beyond it wait first.
+count, or one that is always slow would never be hedged. Hedges earn what they may cost from the
+requests that are sent anyway, so that a cluster that is slow because it is loaded gets at most a
+twentieth more. Retries to be made at once earn theirs likewise; those beyond it wait first.
 
-Where hedges land is the affair of ``asking.py``: never where the first answer may still land.
+Where hedges land is the affair of ``hedged.py``: never where the first answer may still land.
 
 Source: Dean & Barroso, "The Tail at Scale" (CACM 2013); gRPC's retry throttling (A6).
 """

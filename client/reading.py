@@ -15,9 +15,10 @@ from hillfire.client import bulk, plan
 from hillfire.client.actions import Call, Operation
 from hillfire.client.answers import Result as Result
 from hillfire.client.answers import Round, failed, settle, settle_bulk
-from hillfire.client.asking import Ask, Moved, ask, ask_plainly, read_call
+from hillfire.client.asking import ask, ask_plainly
 from hillfire.client.bulk import Bulk
 from hillfire.client.core import Core
+from hillfire.client.hedged import Ask, Moved, read_call
 from hillfire.client.items import Items
 from hillfire.client.plan import Batch, Extent, Piece, Replica
 from hillfire.errors import Code, Error
@@ -287,6 +288,7 @@ def _ask(work: Round, batch: Batch) -> Ask:
         _call(work.core, batch, work.deadline),
         batch.bytes,
         batch.pieces[0][4][0],
+        batch.pieces[0][2],
         batch.tell,
         partial(settle, work, batch),
     )
@@ -298,6 +300,7 @@ def _ask_bulk(work: Round, request: Bulk) -> Ask:
         read_call(work.core, request.node, request.body, request.parts, work.deadline),
         request.bytes,
         request.parts.region,
+        request.chain,
         request.pieces,
         partial(settle_bulk, work, request),
     )

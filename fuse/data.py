@@ -11,7 +11,7 @@ import os
 from typing import NamedTuple
 
 from hillfire.client import reading
-from hillfire.client.asking import Moved
+from hillfire.client.hedged import Moved
 from hillfire.errors import Code, Error
 from hillfire.fuse.attributes import Attributes, Caller
 from hillfire.fuse.handles import EVERYTHING, FileHandle, Node

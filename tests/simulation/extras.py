@@ -10,8 +10,8 @@ from typing import Any
 from crc32c import crc32c
 
 from hillfire.client.actions import Call, Exchange, Operation, Outcome, Pause
-from hillfire.client.asking import ATTEMPT_S as READ_S
 from hillfire.client.core import Core
+from hillfire.client.hedged import ATTEMPT_S as READ_S
 from hillfire.client.retry import History, after_write
 from hillfire.client.writing import ATTEMPT_S as WRITE_S
 from hillfire.errors import Code, Error

@@ -11,7 +11,7 @@ import pytest
 
 from hillfire.client import hedge, reading
 from hillfire.client.actions import Abandon, Await, Call, Exchange, Operation, Outcome, Start
-from hillfire.client.asking import ATTEMPT_S
+from hillfire.client.hedged import ATTEMPT_S
 from hillfire.client.items import Items, longs
 from hillfire.errors import Code, Error
 from hillfire.proto.wire.base import Part
