@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hillfire.client import namespace, reading, writing
 from hillfire.client.actions import Join, Operation, Spawn
@@ -166,6 +167,25 @@ def read_into(core: Core, extent: Extent, reads: Iterable[tuple[int, Part]]) -> 
                 yield from _fill(core, window)
                 window, filled = [], 0
     yield from _fill(core, window)
+
+
+def read_runs(core: Core, extent: Extent, starts: NDArray[np.int64], into: Part) -> Operation[None]:
+    """Fill a part with pieces of a file, one behind the other, of equal length.
+
+    Raises:
+        Error, EOFError: as ``read_into``.
+    """
+    region, place, length = into
+    run = length // len(starts)
+    step = max(1, min(MAX_ITEMS, FLIGHT_BYTES // run))
+    for first in range(0, len(starts), step):
+        offsets = starts[first : first + step]
+        places = place + run * np.arange(first, first + len(offsets), dtype=np.int64)
+        lengths = np.full(len(offsets), run, np.int64)
+        items = Items([extent], None, offsets, places, lengths, region)
+        for result in (yield from reading.read_items(core, items)):
+            if reading.only([result]) != run:
+                raise EOFError("the file is shorter than it was")
 
 
 def _fill(core: Core, window: list[tuple[Extent, int, Part]]) -> Operation[None]:

@@ -5,9 +5,9 @@
 
 ``FsspecWriter`` works on the same URLs, but calls ``os.sync()`` on the trainer's own host where it
 means a file's ``fsync``; ``HillfireWriter`` syncs the files that it wrote, on all replicas, and the
-name that makes the checkpoint valid. ``HillfireReader`` reads a plain tensor, or whole rows of
-one, into the memory of the tensor that it is for, all of a file's in few batches; the rest goes
-through ``torch.load``. What either writes, either reader reads.
+name that makes the checkpoint valid. ``HillfireReader`` reads a plain tensor, or the rows or
+columns of one that a rank wants, into the memory of the tensor that it is for, all of a file's in
+few batches; the rest goes through ``torch.load``. What either writes, either reader reads.
 """
 
 import dataclasses
@@ -26,12 +26,13 @@ from torch.distributed.checkpoint._fsspec_filesystem import (
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from hillfire.client.actions import Operation
-from hillfire.client.adapters.moving import read_into, using
+from hillfire.client.adapters.moving import read_into, read_runs, using
 from hillfire.client.adapters.torch_archive import (
     HEAD_BYTES,
     TAIL_BYTES,
+    Runs,
     find_tensor,
-    rows_wanted,
+    runs_wanted,
 )
 from hillfire.client.stream import Stream
 from hillfire.proto.wire.base import Part
@@ -67,6 +68,8 @@ class _Landing(NamedTuple):
     """Where bytes of a file go."""
 
     offset: int
+    """of the archive, in the file"""
+    runs: Runs
     part: Part
     item: Any
     target: torch.Tensor
@@ -101,8 +104,13 @@ class HillfireReader(FsspecReader):  # type: ignore[misc]
         """Read in place what can be of one file; return the other items."""
         tensors = [item for item in items if self._is_plain(item)]
         landings, taken = (yield from self._find(stream, tensors, planner)), set()
-        reads = [(landing.offset, landing.part) for landing in landings]
+        whole = [each for each in landings if len(each.runs.starts) == 1]
+        reads = [(each.offset + int(each.runs.starts[0]), each.part) for each in whole]
         yield from read_into(stream._core, stream.extent, reads)
+        for each in landings:
+            if len(each.runs.starts) > 1:
+                starts = each.offset + each.runs.starts
+                yield from read_runs(stream._core, stream.extent, starts, each.part)
         for landing in landings:
             planner.commit_tensor(landing.item, landing.target)
             taken.add(id(landing.item))
@@ -133,13 +141,13 @@ class HillfireReader(FsspecReader):  # type: ignore[misc]
                 for part in (first, last)
             )
             saved = find_tensor(head, tail, slot.length)
-            box = saved and rows_wanted(saved, item.storage_offsets, item.lengths)
-            if saved is None or box is None:
+            runs = saved and runs_wanted(saved, item.storage_offsets, item.lengths)
+            if saved is None or runs is None:
                 continue
             target = planner.resolve_tensor(item).detach()
-            if _fits(target, saved.dtype, tuple(item.lengths), box[1]):
+            if _fits(target, saved.dtype, tuple(item.lengths), runs.n_bytes):
                 part = self._memory_of(target)
-                found.append(_Landing(slot.offset + box[0], part, item, target))
+                found.append(_Landing(slot.offset, runs, part, item, target))
         return found
 
     def _memory_of(self, target: torch.Tensor) -> Part:

@@ -2,8 +2,8 @@
 
 ``torch.save`` of a tensor is a ZIP archive that compresses nothing: a pickle which tells type and
 shape, and a record which is the tensor's memory. Who knows where the record is reads it straight
-into a tensor of one's own, or only the rows that are wanted. What is not as simple as that (other
-strides, byte orders, tensor classes) is left to ``torch.load``.
+into a tensor of one's own, or only the rows or columns that are wanted. What is not as simple as
+that (other strides, byte orders, tensor classes) is left to ``torch.load``.
 """
 
 import math
@@ -12,12 +12,17 @@ import sys
 import zipfile
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 HEAD_BYTES = 4096
 """Of an archive: the pickle and the record's header lie in them."""
 TAIL_BYTES = 4096
 """Of an archive: its directory."""
+SMALLEST_RUN = 1024
+"""Of a box in several pieces; smaller ones cost more than the bytes between them."""
+MAX_RUNS = 1 << 16
 _LOCAL_HEADER = 30
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -132,17 +137,45 @@ def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def rows_wanted(saved: Saved, offsets: Any, lengths: Any) -> tuple[int, int] | None:
-    """Return (first byte, byte count) of a box of the tensor; None if it is in several pieces."""
-    if len(offsets) != len(saved.shape):
+class Runs(NamedTuple):
+    """The pieces of a box of a tensor, each ``run_bytes`` long, in the order of the box."""
+
+    starts: NDArray[np.int64]
+    """from the archive's beginning"""
+    run_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the whole box."""
+        return len(self.starts) * self.run_bytes
+
+
+def runs_wanted(saved: Saved, offsets: Any, lengths: Any) -> Runs | None:
+    """Return where a box of the tensor lies: rows in one run, columns in one for each row.
+
+    None if it is not within the tensor, or in too many or too small pieces.
+    """
+    shape, size = saved.shape, saved.dtype.itemsize
+    if len(offsets) != len(shape) or any(
+        not 0 <= offset <= offset + length <= limit
+        for offset, length, limit in zip(offsets, lengths, shape, strict=True)
+    ):
         return None
-    size = saved.dtype.itemsize
-    for axis in range(len(saved.shape) - 1, 0, -1):
-        if offsets[axis] or lengths[axis] != saved.shape[axis]:
-            return None
-        size *= saved.shape[axis]
-    if not saved.shape:
-        return saved.offset, size
-    if not 0 <= offsets[0] <= offsets[0] + lengths[0] <= saved.shape[0]:
+    axis = len(shape) - 1
+    while axis > 0 and lengths[axis] == shape[axis]:
+        size *= shape[axis]
+        axis -= 1
+    starts = np.array([saved.offset], np.int64)
+    if shape:
+        starts += offsets[axis] * size
+        run, size = lengths[axis] * size, size * shape[axis]
+    else:
+        run = size
+    outer = math.prod(lengths[: max(axis, 0)])
+    if outer > MAX_RUNS or (outer > 1 and run < SMALLEST_RUN):
         return None
-    return saved.offset + offsets[0] * size, lengths[0] * size
+    for each in range(axis - 1, -1, -1):
+        steps = (offsets[each] + np.arange(lengths[each], dtype=np.int64)) * size
+        starts = np.add.outer(steps, starts).reshape(-1)
+        size *= shape[each]
+    return Runs(starts, run)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from hillfire.client.adapters.torch import HillfireReader, HillfireWriter
 
-ROWS, COLUMNS = 1024, 512
+ROWS, COLUMNS = 4096, 512
 
 
 def whole() -> dict[str, Any]:

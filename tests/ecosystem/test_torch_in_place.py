@@ -44,13 +44,46 @@ def test_plain_tensors_are_found(name: str) -> None:
     assert saved.shape == tuple(tensor.shape)
     raw = bytes(tensor.reshape(-1).view(torch.uint8).numpy())
     assert data[saved.offset : saved.offset + len(raw)] == raw
-    if tensor.dim():
-        box = torch_archive.rows_wanted(
-            saved, [1] + [0] * (tensor.dim() - 1), [1, *saved.shape[1:]]
-        )
-        assert box is not None
-        row = bytes(tensor[1].reshape(-1).view(torch.uint8).numpy())
-        assert data[box[0] : sum(box)] == row
+    runs = torch_archive.runs_wanted(saved, [0] * tensor.dim(), saved.shape)
+    assert runs is not None and runs.n_bytes == len(raw) and runs.starts.tolist() == [saved.offset]
+
+
+@pytest.mark.parametrize(
+    ("box", "count"),
+    [
+        (((50, 20), (0, 2000)), 1),
+        (((0, 200), (500, 1000)), 200),
+        (((7, 3), (1500, 500)), 3),
+        (((199, 1), (0, 300)), 1),
+        (((0, 0), (0, 2000)), 1),
+    ],
+)
+def test_boxes_are_found(box: Any, count: int) -> None:
+    matrix = torch.arange(400_000, dtype=torch.float32).reshape(200, 2000)
+    data, head, tail = archive(matrix)
+    saved = torch_archive.find_tensor(head, tail, len(data))
+    assert saved is not None
+    offsets, lengths = zip(*box, strict=True)
+    runs = torch_archive.runs_wanted(saved, offsets, lengths)
+    assert runs is not None and len(runs.starts) == count
+    found = b"".join(data[start : start + runs.run_bytes] for start in runs.starts.tolist())
+    wanted = matrix[box[0][0] : sum(box[0]), box[1][0] : sum(box[1])]
+    assert found == bytes(wanted.contiguous().view(torch.uint8).numpy().data)
+
+
+def test_boxes_of_three_axes() -> None:
+    cube = torch.arange(4 * 5 * 1024, dtype=torch.float64).reshape(4, 5, 1024)
+    data, head, tail = archive(cube)
+    saved = torch_archive.find_tensor(head, tail, len(data))
+    assert saved is not None
+    runs = torch_archive.runs_wanted(saved, (1, 2, 0), (3, 2, 1024))
+    assert runs is not None and len(runs.starts) == 3
+    found = b"".join(data[start : start + runs.run_bytes] for start in runs.starts.tolist())
+    assert found == cube[1:4, 2:4].contiguous().numpy().tobytes()
+    runs = torch_archive.runs_wanted(saved, (1, 2, 512), (3, 2, 512))
+    assert runs is not None and len(runs.starts) == 6
+    found = b"".join(data[start : start + runs.run_bytes] for start in runs.starts.tolist())
+    assert found == cube[1:4, 2:4, 512:].contiguous().numpy().tobytes()
 
 
 def test_others_are_left_to_torch() -> None:
@@ -64,8 +97,9 @@ def test_others_are_left_to_torch() -> None:
     assert torch_archive.find_tensor(b"", b"", 0) is None
     saved = torch_archive.find_tensor(head, tail, len(data))
     assert saved is not None
-    assert torch_archive.rows_wanted(saved, [0, 10], [200, 5]) is None  # columns
-    assert torch_archive.rows_wanted(saved, [199, 0], [2, 300]) is None  # past the end
+    assert torch_archive.runs_wanted(saved, [0, 10], [200, 5]) is None  # too small pieces
+    assert torch_archive.runs_wanted(saved, [199, 0], [2, 300]) is None  # past the end
+    assert torch_archive.runs_wanted(saved, [0], [200]) is None
 
 
 class Evil:
