@@ -2,63 +2,30 @@
  * it cannot answer at once is left to the thorough way in Python, which is its pure twin too.
  *
  * First, with the interpreter's lock, each item is planned: its record is looked up, and the
- * checksums that cover it are copied. Then, without the lock, the blocks are read straight to their
- * destinations in steps that stay in a processor's cache, and verified there.
- *
- * What is not in the page cache is asked for by a pass that does not wait: the kernel begins to
- * read it, so that the disk works on the whole batch at once. A second pass waits, if it may.
- *
- * The destinations may be a client's own memory, which the client may change at any time: nothing
- * that is read back from there is trusted, it is summed only.
+ * checksums that cover it are copied. Then, without the lock, the plans are carried out
+ * (verified.c).
  */
 #include "reads.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <time.h>
 
-#include "crc32c.h"
+#include "verified.h"
 
 #define CHUNK_BYTES 16
 #define ITEM_BYTES 32   /* chunk, chain, chain version, offset, flags: READ_ITEMS */
 #define RESULT_BYTES 20 /* code, pad, filled, checksum, version: READ_RESULTS */
-#define PAGE_SHIFT 12
-#define GRAIN_SHIFT 16
-#define GRAIN_PAGES 16
-#define SMALL_BYTES 32768  /* reading.py: requests up to this size are verified by pages */
 #define SINGLE_BYTES 65536 /* files.py: reads up to this size do without read-ahead */
-#define STEP_BYTES 1048576 /* read and summed at a time; a multiple of a grain */
-#define ASK_BYTES 131072   /* what is cold and larger is asked for explicitly, as a whole */
 #define DIRECT_BYTES 262144 /* files.py: from this size on reads may go past the page cache */
 #define DIRECT_UNIT 4096    /* and only if all of their bounds are multiples of this */
 #define MAX_BYTES (64u << 20)
 #define MAX_ITEMS 65536
-#define TIMED_ONE_IN 16    /* of small reads, so that taking the time costs next to nothing */
 #define PART_BYTES 20      /* region, offset, length: frame.PART */
-#define COLD_ENOUGH 16     /* misses after which an event loop leaves the rest to a thread: a disk
-                              that hangs must not fill its queue and then hold it up */
 #define MIN_CLASS 16
 #define MAX_CLASS 26
 
 enum { LEFT, PLANNED, ANSWERED };
-
-typedef struct {
-    Py_ssize_t item;
-    int fd, shift;
-    uint64_t at;          /* in the file: where the first unit begins */
-    uint8_t *into;
-    size_t n;             /* bytes that are wanted */
-    size_t before, after; /* bytes around them that the same units hold */
-    size_t sums;          /* where the units' checksums begin in `Batch.sums` */
-    uint64_t version;
-    uint32_t crc;
-    int direct; /* a descriptor that goes past the page cache; -1: not for this one */
-    int done;
-} Plan;
 
 typedef struct {
     uint8_t *at;
@@ -78,7 +45,7 @@ typedef struct {
     size_t edge_bytes; /* of scratch memory for what surrounds a request, on either side */
     uint8_t *results;
     uint32_t *filled;
-    uint64_t disk_ns, sums_ns;
+    Times times;
 } Batch;
 
 typedef struct {
@@ -305,127 +272,6 @@ static int plan_item(Batch *batch, Py_ssize_t item, Target *targets, PyObject *l
     return outcome;
 }
 
-/* ------------------------------------------------------------------ reading, without the lock */
-
-
-/* The part of a plan's bytes from `pos` up to `end` that lies in its head, body or tail. */
-static int pieces(const Plan *plan, uint8_t *edges, size_t edge_bytes, size_t pos, size_t end,
-                  struct iovec *out) {
-    size_t bounds[4] = {0, plan->before, plan->before + plan->n,
-                        plan->before + plan->n + plan->after};
-    uint8_t *bases[3] = {edges, plan->into, edges + edge_bytes};
-    int count = 0;
-    for (int i = 0; i < 3; i++) {
-        size_t from = pos > bounds[i] ? pos : bounds[i];
-        size_t to = end < bounds[i + 1] ? end : bounds[i + 1];
-        if (from < to) {
-            out[count].iov_base = bases[i] + (from - bounds[i]);
-            out[count++].iov_len = to - from;
-        }
-    }
-    return count;
-}
-
-/* Verify the units from `pos` up to `end` that were just read, and bring the body's sum on. */
-static int verify(Plan *plan, const uint32_t **want, uint8_t *edges, size_t edge_bytes, size_t pos,
-                  size_t end) {
-    size_t unit = (size_t)1 << plan->shift, stop;
-    for (; pos < end; pos = stop) {
-        stop = pos + unit < end ? pos + unit : end;
-        struct iovec parts[3];
-        int count = pieces(plan, edges, edge_bytes, pos, stop, parts);
-        uint32_t whole = 0, body = 0;
-        size_t n_body = 0;
-        const uint8_t *bytes = NULL;
-        for (int i = 0; i < count; i++) {
-            uint8_t *base = parts[i].iov_base;
-            int mine = base >= plan->into && base < plan->into + plan->n;
-            if (mine) {
-                bytes = base;
-                n_body = parts[i].iov_len;
-            }
-            if (mine && i > 0) /* something came before: two sums */
-                body = crc32c(0, bytes, n_body);
-            whole = crc32c(whole, base, parts[i].iov_len);
-            if (mine && i == 0)
-                body = whole;
-        }
-        if (whole != *(*want)++)
-            return 0;
-        if (n_body == unit)
-            plan->crc = (plan->shift == PAGE_SHIFT ? crc32c_shift_page(plan->crc)
-                                                   : crc32c_shift_grain(plan->crc)) ^ body;
-        else if (bytes == plan->into)
-            plan->crc = body;
-        else
-            plan->crc = crc32c(plan->crc, bytes, n_body);
-    }
-    return 1;
-}
-
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* `weight`: what the time that it takes counts for; 0: it is not taken, which costs less. */
-static int carry_out(Batch *batch, Plan *plan, uint8_t *edges, int flags, unsigned weight) {
-    const uint32_t *want = batch->sums + plan->sums;
-    size_t edge_bytes = batch->edge_bytes;
-    size_t total = plan->before + plan->n + plan->after, end;
-    size_t step = plan->direct < 0 ? STEP_BYTES : total;
-    int fd = plan->direct < 0 ? plan->fd : plan->direct;
-    plan->crc = 0;
-    for (size_t pos = 0; pos < total; pos = end) {
-        end = pos + step < total ? pos + step : total;
-        struct iovec parts[3];
-        int count = pieces(plan, edges, edge_bytes, pos, end, parts);
-        ssize_t got;
-        uint64_t began = weight ? now_ns() : 0;
-        do
-            got = preadv2(fd, parts, count, (off_t)(plan->at + pos), flags);
-        while (got < 0 && errno == EINTR);
-        uint64_t there = weight ? now_ns() : 0;
-        if (got != (ssize_t)(end - pos) || !verify(plan, &want, edges, edge_bytes, pos, end))
-            return 0; /* not in the page cache, torn, damaged: the thorough way will say */
-        if (weight) {
-            batch->disk_ns += (there - began) * weight;
-            batch->sums_ns += (now_ns() - there) * weight;
-        }
-    }
-    return 1;
-}
-
-/* One pass over what is not done yet; one that does not wait ends after `max_cold` misses. */
-static void pass(Batch *batch, uint8_t *edges, int flags, Py_ssize_t max_cold) {
-    for (Py_ssize_t i = 0; i < batch->n_plans && max_cold > 0; i++) {
-        Plan *plan = &batch->plans[i];
-        if (plan->done || (flags && plan->direct >= 0))
-            continue;
-        Py_ssize_t left = batch->n_plans - i;
-        unsigned sample = left < TIMED_ONE_IN ? (unsigned)left : TIMED_ONE_IN;
-        unsigned weight = plan->n > SMALL_BYTES ? 1 : i % TIMED_ONE_IN ? 0 : sample;
-        plan->done = carry_out(batch, plan, edges, flags, weight);
-        if (flags && !plan->done) {
-            max_cold--;
-            if (plan->n > ASK_BYTES)
-                posix_fadvise(plan->fd, (off_t)plan->at, (off_t)plan->n, POSIX_FADV_WILLNEED);
-        }
-    }
-}
-
-static int carry_out_all(Batch *batch, int wait) {
-    uint8_t *edges = NULL;
-    if (batch->edge_bytes && (edges = malloc(2 * batch->edge_bytes)) == NULL)
-        return -1;
-    pass(batch, edges, RWF_NOWAIT, wait ? MAX_ITEMS : COLD_ENOUGH);
-    if (wait)
-        pass(batch, edges, 0, MAX_ITEMS);
-    free(edges);
-    return 0;
-}
-
 /* ------------------------------------------------------------------ the call */
 
 /* Destinations that are buffers of their own. */
@@ -513,7 +359,8 @@ static PyObject *run(Batch *batch, PyObject *into, const Py_buffer *table, PyObj
     }
     int failed;
     Py_BEGIN_ALLOW_THREADS
-    failed = carry_out_all(batch, wait);
+    failed = hillfire_carry_out(batch->plans, batch->n_plans, batch->sums, batch->edge_bytes, wait,
+                                &batch->times);
     Py_END_ALLOW_THREADS
     if (failed) {
         PyErr_NoMemory();
@@ -528,8 +375,8 @@ static PyObject *run(Batch *batch, PyObject *into, const Py_buffer *table, PyObj
         if (append(cold, plan->item) < 0)
             goto end;
     }
-    outcome = Py_BuildValue("(OOOOKK)", results, filled, left, cold, (unsigned long long)batch->disk_ns,
-                            (unsigned long long)batch->sums_ns);
+    outcome = Py_BuildValue("(OOOOKK)", results, filled, left, cold, (unsigned long long)batch->times.disk,
+                            (unsigned long long)batch->times.sums);
 end:
     while (batch->n_views)
         PyBuffer_Release(&batch->views[--batch->n_views]);
