@@ -13,9 +13,9 @@ class Limits:
     """in flight on a connection"""
     in_flight_bytes: int = 128 * 1024 * 1024
     """of bodies and data of the requests in flight on a connection"""
-    unsent_bytes: int = 2 * 1024 * 1024
-    """of answers that a client has not taken yet: until it has, no more requests are read, so that
-    what is sent is still in the processor's cache"""
+    unsent_bytes: int = 8 * 1024 * 1024
+    """of answers that a client has not taken yet: until it has, no more requests are read; two of
+    the largest reads, so that one is made while the other leaves"""
     regions: int = 512
     """registered on a connection"""
     region_bytes: int = MAX_REGION_BYTES
