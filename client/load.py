@@ -195,7 +195,7 @@ class Loads:
         ratio = load.pace / self.usual if self.usual else 1.0
         load.slowness = min(ratio, MAX_SLOWNESS) if ratio > LIKE_PACE else 1.0
         if (ratio > SLOW_PACE) != (node in self.slow):
-            self.slow = self.slow ^ {node}
+            self.slow = self.slow | {node} if ratio > SLOW_PACE else self.slow - {node}
 
     # --- who is asked
 
