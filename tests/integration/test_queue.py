@@ -207,7 +207,8 @@ def test_deadlines_cancellation_and_who_is_done_first(running: LocalCluster) -> 
         region = fs.register(64 * SAMPLE)
         rows = region.numpy("u1", (64, SAMPLE))
         with fs.queue() as queue:
-            queue.read(file, np.arange(64) * SAMPLE, rows).result()  # connects
+            wide = np.empty((512, SAMPLE), "u1")
+            queue.read(file, np.arange(512) * SAMPLE, wide).result()  # connects to every node
             began = time.monotonic()
             with stopped(running, ["storage-101"]):
                 transfers = [queue.read(file, n * SAMPLE, rows[n], tag=n) for n in range(12)]
