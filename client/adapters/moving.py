@@ -169,22 +169,26 @@ def read_into(core: Core, extent: Extent, reads: Iterable[tuple[int, Part]]) -> 
     yield from _fill(core, window)
 
 
-def read_runs(core: Core, extent: Extent, starts: NDArray[np.int64], into: Part) -> Operation[None]:
-    """Fill a part with pieces of a file, one behind the other, of equal length.
+def read_runs(
+    core: Core,
+    extent: Extent,
+    starts: NDArray[np.int64],
+    places: NDArray[np.int64],
+    run_bytes: int,
+    into: Part,
+) -> Operation[None]:
+    """Read pieces of a file of equal length to places of a region, that of ``into``.
 
     Raises:
         Error, EOFError: as ``read_into``.
     """
-    region, place, length = into
-    run = length // len(starts)
-    step = max(1, min(MAX_ITEMS, FLIGHT_BYTES // run))
+    step = max(1, min(MAX_ITEMS, FLIGHT_BYTES // run_bytes))
     for first in range(0, len(starts), step):
-        offsets = starts[first : first + step]
-        places = place + run * np.arange(first, first + len(offsets), dtype=np.int64)
-        lengths = np.full(len(offsets), run, np.int64)
-        items = Items([extent], None, offsets, places, lengths, region)
+        some = slice(first, first + step)
+        lengths = np.full(len(starts[some]), run_bytes, np.int64)
+        items = Items([extent], None, starts[some], places[some], lengths, into.region)
         for result in (yield from reading.read_items(core, items)):
-            if reading.only([result]) != run:
+            if reading.only([result]) != run_bytes:
                 raise EOFError("the file is shorter than it was")
 
 

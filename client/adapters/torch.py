@@ -104,13 +104,16 @@ class HillfireReader(FsspecReader):  # type: ignore[misc]
         """Read in place what can be of one file; return the other items."""
         tensors = [item for item in items if self._is_plain(item)]
         landings, taken = (yield from self._find(stream, tensors, planner)), set()
-        whole = [each for each in landings if len(each.runs.starts) == 1]
-        reads = [(each.offset + int(each.runs.starts[0]), each.part) for each in whole]
+        reads = []
+        for offset, runs, part, *_ in landings:
+            if len(runs.starts) == 1:
+                reads.append((offset + int(runs.starts[0]), part))
+            else:
+                places = part.offset + runs.places
+                yield from read_runs(
+                    stream._core, stream.extent, offset + runs.starts, places, runs.run_bytes, part
+                )
         yield from read_into(stream._core, stream.extent, reads)
-        for each in landings:
-            if len(each.runs.starts) > 1:
-                starts = each.offset + each.runs.starts
-                yield from read_runs(stream._core, stream.extent, starts, each.part)
         for landing in landings:
             planner.commit_tensor(landing.item, landing.target)
             taken.add(id(landing.item))
@@ -141,30 +144,29 @@ class HillfireReader(FsspecReader):  # type: ignore[misc]
                 for part in (first, last)
             )
             saved = find_tensor(head, tail, slot.length)
-            runs = saved and runs_wanted(saved, item.storage_offsets, item.lengths)
-            if saved is None or runs is None:
+            if saved is None:
                 continue
             target = planner.resolve_tensor(item).detach()
-            if _fits(target, saved.dtype, tuple(item.lengths), runs.n_bytes):
-                part = self._memory_of(target)
+            if not _fits(target, saved.dtype, tuple(item.lengths)):
+                continue
+            runs = runs_wanted(saved, item.storage_offsets, item.lengths, target.stride())
+            if runs is not None and runs.n_bytes == target.nbytes:
+                part = self._memory_of(target, int(runs.places[-1]) + runs.run_bytes)
                 found.append(_Landing(slot.offset, runs, part, item, target))
         return found
 
-    def _memory_of(self, target: torch.Tensor) -> Part:
-        """Return a tensor's memory as a part: of a region of hillfire's if it lies in one."""
-        n_bytes, address = target.nbytes, target.data_ptr()
+    def _memory_of(self, target: torch.Tensor, span: int) -> Part:
+        """Return so many bytes of a tensor's memory: of a region if they lie in one of ours."""
+        address = target.data_ptr()
         for region in self._regions:
-            if region.address <= address and address + n_bytes <= region.address + region.size:
-                return Part(region, address - region.address, n_bytes)
-        return Part(Region.wrap(target.reshape(-1).view(torch.uint8).numpy()), 0, n_bytes)
+            if region.address <= address and address + span <= region.address + region.size:
+                return Part(region, address - region.address, span)
+        memory = torch.empty(0, dtype=torch.uint8).set_(target.untyped_storage())
+        first = target.storage_offset() * target.itemsize
+        return Part(Region.wrap(memory.numpy()[first : first + span]), 0, span)
 
 
-def _fits(target: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], n_bytes: int) -> bool:
+def _fits(target: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     """Tell whether bytes can be read into a tensor's memory as they are."""
-    return (
-        target.device.type == "cpu"
-        and target.dtype == dtype
-        and tuple(target.shape) == shape
-        and target.is_contiguous()
-        and target.nbytes == n_bytes > 0
-    )
+    same = target.dtype == dtype and tuple(target.shape) == shape
+    return same and target.device.type == "cpu" and target.nbytes > 0

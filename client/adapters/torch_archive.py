@@ -142,6 +142,8 @@ class Runs(NamedTuple):
 
     starts: NDArray[np.int64]
     """from the archive's beginning"""
+    places: NDArray[np.int64]
+    """from the beginning of the tensor that they are for"""
     run_bytes: int
 
     @property
@@ -150,32 +152,40 @@ class Runs(NamedTuple):
         return len(self.starts) * self.run_bytes
 
 
-def runs_wanted(saved: Saved, offsets: Any, lengths: Any) -> Runs | None:
-    """Return where a box of the tensor lies: rows in one run, columns in one for each row.
+def runs_wanted(saved: Saved, offsets: Any, lengths: Any, strides: Any = None) -> Runs | None:
+    """Return where a box of the tensor lies, in pieces that lie in one in its target as well.
 
-    None if it is not within the tensor, or in too many or too small pieces.
+    ``strides``: the target's, in items; by default it is contiguous. None if the box is not within
+    the tensor, or in too many or too small pieces.
     """
-    shape, size = saved.shape, saved.dtype.itemsize
+    shape, item = saved.shape, saved.dtype.itemsize
     if len(offsets) != len(shape) or any(
         not 0 <= offset <= offset + length <= limit
         for offset, length, limit in zip(offsets, lengths, shape, strict=True)
     ):
         return None
-    axis = len(shape) - 1
-    while axis > 0 and lengths[axis] == shape[axis]:
-        size *= shape[axis]
+    theirs = _dense_strides(lengths) if strides is None else list(strides)
+    ours = _dense_strides(shape)
+    axis, run = len(shape), 1
+    while axis and theirs[axis - 1] == run and (axis == len(shape) or ours[axis - 1] == run):
         axis -= 1
-    starts = np.array([saved.offset], np.int64)
-    if shape:
-        starts += offsets[axis] * size
-        run, size = lengths[axis] * size, size * shape[axis]
-    else:
-        run = size
-    outer = math.prod(lengths[: max(axis, 0)])
-    if outer > MAX_RUNS or (outer > 1 and run < SMALLEST_RUN):
+        run *= lengths[axis]
+    outer = math.prod(lengths[:axis])
+    if outer > MAX_RUNS or (outer > 1 and run * item < SMALLEST_RUN):
         return None
+    first = sum(offset * stride for offset, stride in zip(offsets, ours, strict=True))
+    starts, places = (np.array([at], np.int64) for at in (first, 0))
     for each in range(axis - 1, -1, -1):
-        steps = (offsets[each] + np.arange(lengths[each], dtype=np.int64)) * size
-        starts = np.add.outer(steps, starts).reshape(-1)
-        size *= shape[each]
-    return Runs(starts, run)
+        steps = np.arange(lengths[each], dtype=np.int64)
+        starts = np.add.outer(steps * ours[each], starts).reshape(-1)
+        places = np.add.outer(steps * theirs[each], places).reshape(-1)
+    return Runs(saved.offset + starts * item, places * item, run * item)
+
+
+def _dense_strides(shape: Any) -> list[int]:
+    """Return the strides of a contiguous tensor, in items."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return strides[::-1]

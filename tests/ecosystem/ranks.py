@@ -101,7 +101,7 @@ def main() -> None:
             LOADS.clear()
             load(state, f"{url}/{how}")
             check(state)
-            if name == "native" and phase == "first":  # objects, the transposed and the empty one
+            if name == "native":  # objects, the transposed and the empty tensor
                 assert len(LOADS) <= 4, LOADS
     dist.barrier()
     dist.destroy_process_group()

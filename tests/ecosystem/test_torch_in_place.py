@@ -80,6 +80,13 @@ def test_boxes_of_three_axes() -> None:
     assert runs is not None and len(runs.starts) == 3
     found = b"".join(data[start : start + runs.run_bytes] for start in runs.starts.tolist())
     assert found == cube[1:4, 2:4].contiguous().numpy().tobytes()
+    wide = torch.zeros(3, 2, 4096, dtype=torch.float64)[
+        :, :, 1024:1536
+    ]  # into a part of a wider one
+    runs = torch_archive.runs_wanted(saved, (1, 2, 512), (3, 2, 512), wide.stride())
+    assert runs is not None and runs.places.tolist() == [4096 * 8 * row for row in range(6)]
+    runs = torch_archive.runs_wanted(saved, (1, 0, 0), (3, 5, 1024), (5 * 4096, 4096, 1))
+    assert runs is not None and len(runs.starts) == 15  # whole rows here, but not there
     runs = torch_archive.runs_wanted(saved, (1, 2, 512), (3, 2, 512))
     assert runs is not None and len(runs.starts) == 6
     found = b"".join(data[start : start + runs.run_bytes] for start in runs.starts.tolist())
