@@ -16,7 +16,7 @@ from typing import Any
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.utils import isfilelike
 
-from hillfire.client.adapters import local, moving
+from hillfire.client.adapters import fetching, local, moving
 from hillfire.client.adapters.file import HillfireFile
 from hillfire.client.adapters.fsspec_async import Coroutines
 from hillfire.client.adapters.fsspec_names import Names
@@ -44,7 +44,7 @@ class HillfireFileSystem(Names, Coroutines):
     ) -> bytes:
         """Return a file's bytes, or a slice of them."""
         path = self._strip_protocol(path)
-        return self._run(moving.read_file(self._core, path, start, end))
+        return self._run(fetching.read_file(self._core, path, start, end))
 
     def cat_ranges(
         self,
@@ -60,7 +60,7 @@ class HillfireFileSystem(Names, Coroutines):
         ``max_gap`` is not needed: a range more in a batch costs less than the bytes between two.
         """
         names, starts, ends = spread(self._strip_protocol(paths), starts, ends)
-        found = self._run(moving.read_ranges(self._core, names, starts, ends))
+        found = self._run(fetching.read_ranges(self._core, names, starts, ends))
         return found if on_error == "return" else [good(each) for each in found]
 
     def cat(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from fsspec.asyn import get_loop
 
 from hillfire.client import namespace
-from hillfire.client.adapters import listing, moving
+from hillfire.client.adapters import fetching, listing, moving
 from hillfire.client.adapters.fsspec_base import Base
 from hillfire.client.adapters.results import MISSING, Info, good, omit, sort_out, spread
 from hillfire.client.adapters.urls import parent_of
@@ -186,7 +186,7 @@ class Coroutines(Base):
     async def _cat_file(
         self, path: Any, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
-        found: bytes = await self._do(moving.read_file, self._strip_protocol(path), start, end)
+        found: bytes = await self._do(fetching.read_file, self._strip_protocol(path), start, end)
         return found
 
     async def _cat_ranges(
@@ -200,7 +200,7 @@ class Coroutines(Base):
         **kwargs: Any,
     ) -> list[Any]:
         names, starts, ends = spread(self._strip_protocol(paths), starts, ends)
-        found = await self._do(moving.read_ranges, names, starts, ends)
+        found = await self._do(fetching.read_ranges, names, starts, ends)
         return [each if on_error == "return" else good(each) for each in found]
 
     async def _cat(

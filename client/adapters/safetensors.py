@@ -19,7 +19,7 @@ import torch
 from fsspec.core import url_to_fs
 
 from hillfire.client.actions import Operation
-from hillfire.client.adapters.moving import read_bytes, read_into
+from hillfire.client.adapters.fetching import read_bytes, read_into
 from hillfire.client.core import Core
 from hillfire.client.opening import readable
 from hillfire.client.plan import Extent

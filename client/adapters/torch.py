@@ -26,7 +26,8 @@ from torch.distributed.checkpoint._fsspec_filesystem import (
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from hillfire.client.actions import Operation
-from hillfire.client.adapters.moving import read_into, read_runs, using
+from hillfire.client.adapters.fetching import read_into, read_runs
+from hillfire.client.adapters.moving import using
 from hillfire.client.adapters.torch_archive import (
     HEAD_BYTES,
     TAIL_BYTES,
