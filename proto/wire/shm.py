@@ -37,6 +37,12 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+POPULATED_BYTES = 1 << 30
+"""A region up to this long is mapped whole at once: a page costs 0.3 us then, and 1.3 more when a
+read meets it first, which one restore into fresh memory does everywhere. A longer one would hold
+up everybody else for too long."""
+
+
 def map_region(fd: int, length: int) -> mmap.mmap:
     """Map a client's memfd after every check.
 
@@ -54,9 +60,10 @@ def map_region(fd: int, length: int) -> mmap.mmap:
         if status.st_blocks * 512 < length:
             text = f"a region of {length} bytes has only {status.st_blocks * 512} allocated"
             raise Error(Code.NOT_PERMITTED, text)
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if length <= POPULATED_BYTES else 0)
         if sys.version_info >= (3, 13):
-            return mmap.mmap(fd, length, trackfd=False)
-        return mmap.mmap(fd, length)  # keeps a descriptor of its own for as long as it is mapped
+            return mmap.mmap(fd, length, flags=flags, trackfd=False)
+        return mmap.mmap(fd, length, flags=flags)  # keeps a descriptor of its own while mapped
     except Error:
         raise
     except (OSError, ValueError) as exc:
