@@ -69,6 +69,15 @@ for l in a b; do rdma link add rx$l type rxe netdev v$l; done
 """Two devices, rxa and rxb, on the ends of a veth pair: two hosts in one kernel."""
 
 
+_REACH = """
+[ -d $checkout ] || {
+  mkdir -p $checkout
+  mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=524288,cache=loose checkout $checkout
+}
+"""
+"""The guest's /tmp and /run are its own: a checkout there is mounted by itself."""
+
+
 class Ended(NamedTuple):
     """What became of a command in the guest."""
 
@@ -95,7 +104,9 @@ def run(command: str, *, memory_mib: int = 1024, timeout_s: float = 300) -> Ende
     for folder in COMPILED:  # the guest would take 20 times as long, in each process again
         compileall.compile_dir(CHECKOUT / folder, quiet=2)
     with tempfile.TemporaryDirectory(prefix="hillfire-rdma-") as share:
-        body = f"cd {shlex.quote(str(CHECKOUT))}\n( {command} ) 2>&1\n"
+        body = f"{_REACH}cd $checkout\n( {command} ) 2>&1\n".replace(
+            "$checkout", shlex.quote(str(CHECKOUT))
+        )
         ending = "echo $? > /mnt/w/status; sync; echo o > /proc/sysrq-trigger; sleep 9\n"
         Path(share, "script").write_text(f"{SCRIPT}{body}{ending}")
         machine = subprocess.Popen(
@@ -115,13 +126,14 @@ def _qemu(share: str, memory_mib: int) -> list[str]:
     kernel = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable"
     shared = f"local,path={share},mount_tag=share,security_model=none"
     host = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
+    checkout = f"local,path={CHECKOUT},mount_tag=checkout,security_model=none,readonly=on"
     return [
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-serial", "stdio", "-monitor", "none", "-append", kernel),
         *("-kernel", str(SPACE / "vmlinux"), "-initrd", str(SPACE / "initrd.img")),
-        *("-virtfs", host, "-virtfs", shared),
+        *("-virtfs", host, "-virtfs", shared, "-virtfs", checkout),
     ]
 
 
