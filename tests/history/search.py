@@ -14,6 +14,7 @@ the same place and state were reached with fewer of them used up, the one with m
 Source: Wing & Gong 1993; Lowe 2017 (just-in-time linearization, configurations remembered).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tests.history.operation import Kind
@@ -44,8 +45,18 @@ class _Moment(NamedTuple):
     """mask of those that returned before"""
 
 
-def search(register: Register, limit: int = DEFAULT_STEPS, *, dropped: int = 0) -> Found:
-    """Look for an order; ``limit`` bounds the steps, ``dropped`` is a mask of who plays no part."""
+def search(
+    register: Register,
+    limit: int = DEFAULT_STEPS,
+    *,
+    dropped: int = 0,
+    earlier: Sequence[int] | None = None,
+) -> Found:
+    """Look for an order; ``limit`` bounds the steps, ``dropped`` is a mask of who plays no part.
+
+    ``earlier`` restricts the orders that are tried: for each operation, the mask of those that must
+    come before it. What is found then is a witness like any other; that nothing is says nothing.
+    """
     moments = _moments(register, dropped)
     unknown = register.unknown
     step, steps = register.step, 0
@@ -58,6 +69,8 @@ def search(register: Register, limit: int = DEFAULT_STEPS, *, dropped: int = 0) 
         while at < len(moments):
             moment = moments[at]
             for read in moment.reads:
+                if earlier is not None and earlier[read] & ~(moment.past | done):
+                    continue
                 if not done >> read & 1 and step(state, read) != REFUSED:
                     done |= 1 << read
                     path = (read, path)
@@ -73,6 +86,8 @@ def search(register: Register, limit: int = DEFAULT_STEPS, *, dropped: int = 0) 
         following = []
         for change in moment.changes:
             if done >> change & 1:
+                continue
+            if earlier is not None and earlier[change] & ~(moment.past | done):
                 continue
             steps += 1
             after = step(state, change)

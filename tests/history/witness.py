@@ -43,6 +43,30 @@ def propose(register: Register) -> list[int] | None:
         open_.remove(unknown)
 
 
+def by_versions(register: Register) -> list[int]:
+    """Return for each operation the mask of those that versions put before it.
+
+    For histories of several chunks, which clones connect: there versions tell the order within each
+    chunk only, and a search has to find how the chunks' orders interlock.
+    """
+    operations = register.operations
+    chunks: dict[str, list[tuple[int, bool, int]]] = {}
+    for index, each in enumerate(operations):
+        if not each.unknown and each.version is not None:
+            is_read = each.kind is Kind.READ
+            chunks.setdefault(each.key, []).append((each.version, is_read, index))
+    earlier = [0] * len(operations)
+    for ordered in chunks.values():
+        ordered.sort()
+        before, same, place = 0, 0, (0, False)
+        for version, is_read, index in ordered:
+            if (version, is_read) != place:  # reads of one version are in no order
+                before, same, place = before | same, 0, (version, is_read)
+            earlier[index] = before
+            same |= 1 << index
+    return earlier
+
+
 def _states(register: Register, order: list[int]) -> list[int]:
     """Return the states before each operation and after the last, as far as the answers fit."""
     states = [register.initial]

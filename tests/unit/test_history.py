@@ -224,6 +224,26 @@ def test_versions_are_proposed_and_never_believed() -> None:
     assert verdict.ok and verdict.by_versions == 0 and verdict.steps > 0
 
 
+def test_versions_guide_the_search_through_chunks_that_a_clone_connects() -> None:
+    def history(last: int) -> list[Operation]:
+        """Writes to each of two chunks, all at once, in an order that only versions tell."""
+        run = [_operation(Kind.CLONE, 0, 1, key="d", source="c", version=1)]
+        for key, first in (("c", 1), ("d", 2)):
+            order = random.Random(first).sample(range(12), 12)
+            for place, number in enumerate(order):
+                data, version = bytes([number + 1]), place + first
+                run.append(write(2 + number, 100, 0, data, key=key, version=version))
+            data = bytes([order[-1 if key == "c" else last] + 1])
+            run.append(read(201, 202, 0, data, key=key, version=11 + first))
+        return run
+
+    guided, unguided = judge(history(-1)), judge(history(-1), versions=False)
+    assert (guided.by_versions, unguided.by_versions) == (1, 0) and unguided.ok
+    assert guided.steps <= 2 * len(history(-1)) < unguided.steps
+    wrong = judge(history(3))
+    assert wrong.ok and not wrong.by_versions, "versions are not believed: another order holds"
+
+
 def test_versions_that_go_back_are_told() -> None:
     assert not check_versions([write(0, 1, 0, b"a", version=1), read(2, 3, 0, b"a", version=1)])
     assert check_versions([write(0, 1, 0, b"a", version=2), read(2, 3, 0, b"a", version=1)])
