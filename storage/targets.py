@@ -395,7 +395,8 @@ class Target:
             local=cluster_pb2.LocalState.ValueType(int(self.local)),
             used_bytes=space.used_bytes,
             capacity_bytes=space.capacity_bytes,
-            chain_version=self.life.said_at,
+            # A defect holds under every version: the lifecycle, which has ended, knows an old one.
+            chain_version=self._chain().version if self._defect else self.life.said_at,
             device=self.disk.device,
             reason=reason,
             progress=resync[0].progress() if resync is not None else None,

@@ -2,7 +2,7 @@
 
 Prints its address. TOML: further keys of its configuration. At SIGUSR1 its stores forget the chunk
 that the file DIRECTORY/forget names, until it is written again; if it says "defect", the first
-target's lifecycle meets one.
+target's lifecycle meets one, if "defect at routing", when it is to act on the next routing.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from hillfire import config
@@ -21,8 +22,13 @@ from hillfire.types import ChunkId, Version
 
 def forget(server: StorageServer) -> None:
     wanted = (server.config.directory / "forget").read_text()
-    if wanted == "defect":
-        next(iter(server.targets.values())).handle(cast(Any, "no event at all"))
+    if wanted.startswith("defect"):
+        target: Any = next(iter(server.targets.values()))
+        handle = partial(target.handle, cast(Any, "no event at all"))
+        if wanted == "defect":
+            handle()
+        else:
+            target.routing_changed = handle
         return
     chunk = ChunkId(bytes.fromhex(wanted))
     for target in server.targets.values():

@@ -288,11 +288,14 @@ def test_a_disk_that_is_not_mounted_is_not_filled_anew(tmp_path: Path) -> None:
         client.close()
 
 
-def test_a_defect_costs_one_target_not_the_node(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["defect", "defect at routing"])
+def test_a_defect_costs_one_target_not_the_node(tmp_path: Path, when: str) -> None:
     with Cluster(tmp_path, targets_per_node=2, storage=BASE) as cluster:
         cluster.wait()
-        (tmp_path / "103" / "forget").write_text("defect")
+        (tmp_path / "103" / "forget").write_text(when)
         cluster.kill(103, number=signal.SIGUSR1)
+        if when != "defect":
+            cluster.kill(102)
         until(lambda: serves(cluster, 103, 1), lambda: log_of(cluster)[-3000:])
         assert any("a defect" in problem for problem in status(cluster)["problems"])
         assert cluster.routing().nodes[103].alive  # type: ignore[index]
