@@ -160,17 +160,21 @@ def bench_io(
     """Measure reads and writes through the library, beside this machine's limits in the same run.
 
     A workload is [bold]read-BLOCK[/bold] or [bold]write-BLOCK[/bold], and what you add:
-    [bold]x256[/bold]  so many blocks a call · [bold]-q4[/bold]  so many calls on their way at
-    once, through a queue · [bold]-seq[/bold]  in order, else anywhere ·
-    [bold]-foreign[/bold]  memory that is not registered · [bold]-fsync[/bold]  after each call.
+    [bold]x256[/bold]      so many blocks a call
+    [bold]-q4[/bold]       so many calls on their way at once, through a queue
+    [bold]-seq[/bold]      in order, else anywhere
+    [bold]-foreign[/bold]  memory that is not registered
+    [bold]-fsync[/bold]    after each call
     A lone read returns bytes; batches fill registered memory.
 
-    The limits: for a read one process that preadvs the same blocks of a local file from the page
-    cache and takes their CRC32C; over tcp also sendfile to recv_into over loopback; for a write
-    one that pwrites them once for each replica. [bold]reached[/bold] is the part of it.
+    The limits: for a read one process that preadvs the same blocks of
+    a local file from the page cache and takes their CRC32C; over tcp also
+    sendfile to recv_into over loopback; for a write one that pwrites them
+    once for each replica. [bold]reached[/bold] is the part of it.
 
-    [bold]cpu/item[/bold] is the processor time of one block in all of the cluster's processes and
-    the client: it hardly depends on what else the machine does.
+    [bold]cpu/item[/bold] is the processor time of one block in all of the
+    cluster's processes and the client: it hardly depends on what else the
+    machine does.
 
     [bold]Examples[/bold]
 
@@ -226,8 +230,9 @@ def profile(
 ) -> None:
     """Draw a flame graph of a local cluster's processes, or of any Python process on this host.
 
-    The processes go on as they are. A frame is as wide as the part of the samples it was in;
-    what called it is below. Open the picture in a browser: a click widens, Ctrl-F searches.
+    The processes go on as they are. A frame is as wide as the part of the
+    samples it was in; what called it is below. Open the picture in a
+    browser: a click widens, Ctrl-F searches.
 
     Needs py-spy (hillfire's extra `profile`), and root or the right to ptrace.
 
