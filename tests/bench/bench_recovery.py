@@ -1,7 +1,7 @@
 """How fast a replica is brought up to date, against ``cp``, and what it costs those who write and
 read meanwhile.
 
-    python tests/bench/bench_recovery.py [--mib 1024] [--rounds 3] [--dir DIR] [--skip-foreground]
+    python tests/bench/bench_recovery.py [--mib 1024] [--chunk-kib 1024] [--rounds 3] [--dir DIR]
 
 Three storage nodes of one chain on one disk. *resync*: a node's target is emptied and comes back;
 from the node's start until it serves, then ``sync``. *cp*: ``cp -r`` of the same target's
@@ -31,12 +31,13 @@ BATCH = 8
 AWAY = 103
 
 
-def fill(cluster: Cluster, mib: int) -> None:
-    client = Client(cluster)
-    noise = random.Random(1).randbytes(MIB + mib)
-    for start in range(0, mib, BATCH):
+def fill(cluster: Cluster, mib: int, chunk_kib: int) -> None:
+    client, size = Client(cluster), chunk_kib * 1024
+    count = mib * MIB // size
+    noise = random.Random(1).randbytes(size + count)
+    for start in range(0, count, BATCH):
         client.write(
-            [(chunk_id(7, i), 0, noise[i : i + MIB]) for i in range(start, start + BATCH)]  # type: ignore[arg-type]
+            [(chunk_id(7, i), 0, noise[i : i + size]) for i in range(start, start + BATCH)]  # type: ignore[arg-type]
         )
     client.close()
 
@@ -172,6 +173,7 @@ def _shown(rates: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--chunk-kib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--dir", type=Path, default=None)
@@ -179,8 +181,9 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.dir) as name, Cluster(Path(name)) as cluster:
         cluster.wait()
-        fill(cluster, given.mib)
-        print(f"1 chain, 3 replicas, {given.mib} MiB in chunks of 1 MiB, page cache dropped")
+        fill(cluster, given.mib, given.chunk_kib)
+        what = f"{given.mib} MiB in chunks of {given.chunk_kib} KiB"
+        print(f"1 chain, 3 replicas, {what}, page cache dropped")
         if given.only != "foreground":
             pairs = [
                 (resync(cluster, given.mib), copy(cluster, given.mib)) for _ in range(given.rounds)
