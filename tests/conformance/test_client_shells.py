@@ -6,6 +6,7 @@ One suite over the synchronous shell, its flights and the asyncio shell, against
 import asyncio
 import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -237,13 +238,18 @@ def test_the_servers_end_ends_every_call(drive: Any, transport: str) -> None:
 def test_what_was_abandoned_is_dropped_without_a_word(drive: Any, server: Server) -> None:
     """Connection, quarantine and memory hold each other in a circle, which goes as a whole."""
 
+    regions: list[weakref.ref[Region]] = []
+
     def operation() -> Operation[Any]:
-        (held,) = yield Start([hold(server, Region.allocate(8192))])
+        region = Region.allocate(8192)
+        regions.append(weakref.ref(region))
+        (held,) = yield Start([hold(server, region)])
         yield from soon(lambda: server.state()["holding"] == 1)
         yield Abandon([held])
 
     drive(operation, "shm")
     gc.collect()  # an unclosed socket would be a warning, and so an error
+    assert [region() for region in regions] == [None], "its memory is held for ever"
     server.ask(RELEASE)
 
 

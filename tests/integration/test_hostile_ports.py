@@ -237,7 +237,8 @@ def test_bytes_that_are_no_http2(world: World) -> None:
         for stream in sent:
             with dial(process, "grpc") as sock:
                 say(sock, stream)
-                rest(sock)
+                rest(sock)  # the server closes in time, or this fails
+        assert world.local.pid(process.name) == process.pid, f"{process.name} has died"
 
 
 # ---------------------------------------------------------------- forged parts
@@ -362,7 +363,8 @@ def test_malformed_bodies_of_every_method_over_the_wire(world: World) -> None:
         chance = random.Random(SEED)
         sent = [Request(each.id, body) for each in METHODS for body in bodies(chance, each)]
         sent += [Request(number, b"x") for number in (0, 4, 255, 256, U32)]
-        ask_all(process, transport, sent)
+        answers = ask_all(process, transport, sent)
+        assert len(answers) == len(sent), (process.name, transport)
 
 
 def test_malformed_bodies_of_every_method_over_grpc(world: World) -> None:
